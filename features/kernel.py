@@ -1,0 +1,59 @@
+"""The decorators of our numba kernels, and the one instruction that numba does not offer.
+
+``_nrt=False`` leaves out numba's reference counting of array arguments, which is atomic and not pruned across calls
+of helper functions: with it the window kernels are twice as slow. In return a kernel cannot allocate: its scratch
+arrays are arguments, which also keeps what it needs in plain sight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+__all__ = ["helper", "kernel", "prefetch", "signed"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def kernel(function: F) -> F:
+    """Compiles ``function`` on first call (cached on disk, releases the GIL); it must not allocate arrays."""
+    compiled: F = njit(cache=True, nogil=True, _nrt=False)(function)
+    return compiled
+
+
+def helper(function: F) -> F:
+    """A `kernel` called from others only, and always inlined: each array argument would be seven words to pass."""
+    compiled: F = njit(cache=True, nogil=True, _nrt=False, forceinline=True)(function)
+    return compiled
+
+
+@helper
+def signed(word: np.uint64) -> int:
+    """The bits of a word as a signed integer, as which times are kept."""
+    return np.int64(word)  # type: ignore[return-value]
+
+
+@intrinsic
+def prefetch(typing_context: Any, array: Any, index: Any) -> Any:
+    """Asks the processor to load the cache line of ``array.flat[index]`` (C order); any index is safe.
+
+    State is larger than the caches and each event goes somewhere else in it: rows ahead are asked for while the
+    present one is worked on.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        address = builder.bitcast(cgutils.gep_inbounds(builder, data, args[1]), cgutils.voidptr_t)
+        number = cgutils.int32_t
+        kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, number, number, number])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(function, [address, number(0), number(3), number(1)])  # for reading, keep, data
+        return context.get_dummy_value()
+
+    return types.void(array, index), generate

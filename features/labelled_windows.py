@@ -1,0 +1,208 @@
+"""Windows of one entity in one partition, with labels: counts, sums, means and risks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from features import labelled
+from features.block import Block, BoolArray, FloatArray, IntArray, KeyArray
+from features.declare import WindowFeature
+from features.entity_windows import SWEEP_STEPS_MIN, SWEEP_STEPS_PER_ROW, EntityWindows
+from features.fifo import Fifo
+from features.plan import LATENESS_MS, Arrays, StateError, own
+from features.rings import RingPool
+from features.state import NO_TIME, Table, sorted_by_key, table_rebuild, table_sweep
+
+__all__ = ["LabelledWindows"]
+
+
+class LabelledWindows(EntityWindows):
+    """Windows with risks: rows and the labels of earlier rows, interleaved in log order.
+
+    A positive label counts for a row at t if it came earlier in the log and its label_time <= t; it finds its row by
+    transaction id. The first positive label of a transaction counts. A positive label that comes before its
+    transaction waits for it, until stream time passes it by the state's horizon or ``waiting_max`` are waiting (then the
+    oldest is dropped, counted in `waiting_forced`).
+    """
+
+    def __init__(
+        self,
+        features: Sequence[WindowFeature],
+        *,
+        allowed_lateness_ms: int = LATENESS_MS,
+        waiting_max: int = 1_000_000,
+    ) -> None:
+        super().__init__(features, allowed_lateness_ms=allowed_lateness_ms)
+        if waiting_max < 1:
+            raise ValueError(f"waiting_max is {waiting_max}; at least one label must be able to wait: give 1 or more")
+        self.waiting_max = waiting_max
+        boundaries = len(self._plan.kernel.offsets)
+        self._frauds = RingPool(labelled.FRAUD_WIDTH, boundaries)
+        self._labels = RingPool(labelled.LABEL_WIDTH, 2)
+        self._transactions: Table = np.zeros((64, 4), np.uint64)
+        self._hand = 0
+        self._counters = np.zeros(4, np.int64)
+        self._waiting = Fifo(history=False)
+
+    def _check(self) -> None:
+        """Every aggregate is possible here."""
+
+    def _pools(self) -> tuple[RingPool, ...]:
+        return (self._events, self._frauds, self._labels)
+
+    @property
+    def nbytes(self) -> int:
+        rings = self._frauds.nbytes + self._labels.nbytes
+        return super().nbytes + rings + self._transactions.nbytes + self._waiting.nbytes
+
+    @property
+    def labels_repeated(self) -> int:
+        """Labels that said again what was known."""
+        return int(self._counters[labelled.REPEATED])
+
+    @property
+    def labels_contradicting(self) -> int:
+        """Labels that said the opposite of an earlier one."""
+        return int(self._counters[labelled.CONTRADICTED])
+
+    @property
+    def labels_unknown(self) -> int:
+        """Labels that came when their transaction was not known: the positive ones wait for it."""
+        return int(self._counters[labelled.UNKNOWN])
+
+    @property
+    def waiting_forced(self) -> int:
+        """Waiting labels dropped because of ``waiting_max``."""
+        return self._waiting.forced
+
+    def process(
+        self, block: Block, labels: Block | None = None, kinds: BoolArray | None = None
+    ) -> tuple[FloatArray, BoolArray]:
+        """Features (n, k) and late mask (n,) of the block's n rows; labels become part of the state.
+
+        ``labels`` has ids ``transaction_id`` and columns ``label_time``, ``is_fraud``. ``kinds`` (rows + labels,) bool is
+        the order of both in the log, True = the next label (see `interleave`); without it labels come first.
+        """
+        keys, times, values = self._columns(block)
+        transactions = block.ids["transaction_id"].keys()
+        if labels is None:
+            return self.process_ops(keys, times, values, transactions)
+        return self.process_ops(
+            keys,
+            times,
+            values,
+            transactions,
+            labels.ids["transaction_id"].keys(),
+            labels.columns["label_time"].astype(np.int64, copy=False),
+            labels.columns["is_fraud"] != 0,
+            kinds,
+        )
+
+    def process_ops(
+        self,
+        keys: KeyArray,
+        times: IntArray,
+        values: FloatArray,
+        transactions: KeyArray,
+        label_keys: KeyArray | None = None,
+        label_times: IntArray | None = None,
+        positive: BoolArray | None = None,
+        kinds: BoolArray | None = None,
+    ) -> tuple[FloatArray, BoolArray]:
+        """`process` for bare columns: n rows (shapes (n, 2), (n,), (fields, n), (n, 2)) and m labels."""
+        n = len(times)
+        if label_keys is None or label_times is None or positive is None:
+            label_keys, label_times = np.empty((0, 2), np.uint64), np.empty(0, np.int64)
+            positive = np.empty(0, np.bool_)
+        m = len(label_times)
+        if kinds is None:
+            kinds = np.arange(n + m) < m
+        if len(kinds) != n + m or np.count_nonzero(kinds) != m:
+            raise StateError(
+                f"kinds has {np.count_nonzero(kinds)} labels of {len(kinds)} ops, but {m} labels and {n} rows were "
+                "given; make it with interleave(..)"
+            )
+        keys, times, values = own(keys, np.uint64), own(times, np.int64), own(values, np.float64)
+        transactions, label_keys = own(transactions, np.uint64), own(label_keys, np.uint64)
+        label_times, positive, kinds = own(label_times, np.int64), own(positive, np.bool_), own(kinds, np.bool_)
+        out = np.empty((n, len(self.names)), np.float64)
+        cursor = np.array([0, 0, 0, self._slots.stream_time_ms], np.int64)
+        rows, given = self._rows(keys, times, values), labelled.Labels(label_keys, label_times, positive)
+        while need := labelled.labelled_ops(
+            self._store(), self._plan.kernel, kinds, rows, transactions, given, self.waiting_max, cursor, out
+        ):
+            self._grow(need)
+        self._sweep(n)
+        return out, rows.late
+
+    def _store(self) -> labelled.Store:
+        return labelled.Store(
+            self._events.view,
+            self._frauds.view,
+            self._labels.view,
+            self._transactions,
+            self._waiting.view,
+            self._counters,
+        )
+
+    def _grow(self, need: int) -> None:
+        if need == labelled.TRANSACTIONS:
+            grown = np.zeros((2 * len(self._transactions), 4), np.uint64)
+            table_rebuild(self._transactions, grown)
+            self._transactions, self._hand = grown, 0
+        elif need == labelled.WAITING:
+            self._waiting.grow()
+        else:
+            rings = {labelled.EVENTS: self._events, labelled.FRAUDS: self._frauds, labelled.LABELS: self._labels}
+            rings[need].grow()
+
+    def _sweep(self, n: int) -> None:
+        super()._sweep(n)
+        steps = min(max(SWEEP_STEPS_MIN, SWEEP_STEPS_PER_ROW * n), len(self._transactions))
+        freed = np.empty(steps, np.int64)
+        self._hand, count = table_sweep(self._transactions, self._hand, steps, self._horizon, freed)
+        self._counters[labelled.KNOWN] -= count
+
+    def to_arrays(self) -> Arrays:
+        """As `EntityWindows.to_arrays`, and:
+
+        ``label_counts`` (m,) and ``label_rows`` (sum, 2) uint64: label and event time of positive labels per key;
+        ``transaction_keys`` (t, 2) in order, ``transaction_rows`` (t, 3) int64: number of the key, what labels said
+        (0 nothing, 1 negative, 2 positive), event time; ``label_counters`` (3,); ``waiting_*`` as `Fifo.to_arrays`.
+        """
+        arrays = super().to_arrays()
+        _, slots, _ = self._slots.live(self._horizon)
+        counts, rows = self._labels.export(slots, NO_TIME)
+        owner = np.repeat(np.arange(len(slots)), counts)
+        alive = rows[:, 1].view(np.int64) > self._horizon if len(rows) else np.empty(0, np.bool_)
+        arrays["label_counts"] = np.bincount(owner[alive], minlength=len(slots)).astype(np.int64)
+        arrays["label_rows"] = rows[alive]
+        table = self._transactions
+        entries = table[(table[:, 2] != 0) & (table[:, 3].view(np.int64) > self._horizon)]
+        entries = entries[sorted_by_key(entries)]
+        number = np.empty(self._slots.capacity, np.int64)
+        number[slots] = np.arange(len(slots))
+        slot, state = labelled.unpack(entries[:, 2])
+        arrays["transaction_keys"] = entries[:, :2].copy()
+        arrays["transaction_rows"] = np.column_stack([number[slot], state, entries[:, 3].view(np.int64)])
+        arrays["label_counters"] = self._counters[1:].copy()
+        arrays |= {f"waiting_{name}": array for name, array in self._waiting.to_arrays().items()}
+        return arrays
+
+    def _load(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        super()._load(arrays)
+        slots = np.arange(len(arrays["keys"]), dtype=np.int64)
+        self._labels.load(slots, arrays["label_counts"].astype(np.int64), np.array(arrays["label_rows"], np.uint64))
+        self._transactions = labelled.pack_transactions(arrays["transaction_keys"], arrays["transaction_rows"])
+        self._counters[labelled.KNOWN] = len(arrays["transaction_keys"])
+        self._counters[1:] = arrays["label_counters"]
+        prefix = "waiting_"
+        waiting = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+        self._waiting = Fifo.from_arrays(waiting, history=False)
+        # no label is due in a loaded state: the next row of each key makes its labels due again
+        self._labels.heads[:, labelled.DUE] = 0
+        self._labels.heads[:, labelled.SEEN] = NO_TIME

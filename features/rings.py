@@ -1,0 +1,287 @@
+"""Sorted rings: per slot a ring of rows in time order, all rings in one growable pool.
+
+The pool is a flat uint64 array of rows of ``width`` words; the first word is the time (int64 ms as bits), the
+meaning of the others is the owner's. A ring's capacity is a power of two; freed blocks of each size form a
+free list. Rows are numbered by ever growing indices ``head..tail-1``, row ``i`` lies at ``i & (capacity-1)``.
+
+``heads`` (slots, 3 + own columns) int64 holds per slot: block (``start * 64 + log2(capacity)``, -1 = none),
+head, tail, and what the owner adds. Kernels never allocate memory: where the pool is full they say so, and
+`RingPool.grow` makes it larger, which never shows in results.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from features.block import IntArray
+from features.kernel import helper, kernel, signed
+
+__all__ = [
+    "BLOCK",
+    "HEAD",
+    "OWN",
+    "TAIL",
+    "Ring",
+    "RingPool",
+    "Words",
+    "open_gap",
+    "ring_double",
+    "ring_evict",
+    "ring_room",
+    "row_at",
+    "seek",
+    "seek_from_tail",
+]
+
+Words = npt.NDArray[np.uint64]
+
+BLOCK, HEAD, TAIL, OWN = 0, 1, 2, 3
+_NONE = -1
+_LOG_BITS = 6
+_LOG_MASK = 63
+_RING_LOG_MIN = 2
+_CLASSES = 48
+#: `free[_USED]` is the number of pool rows handed out so far, below it are the heads of the free lists
+_USED = _CLASSES
+
+
+class Ring(NamedTuple):
+    """What kernels see of a `RingPool`."""
+
+    pool: Words
+    heads: IntArray
+    free: IntArray
+    width: int
+
+
+@helper
+def row_at(ring: Ring, slot: int, index: int) -> int:
+    """Position in the pool of the first word of row ``index``."""
+    block = ring.heads[slot, BLOCK]
+    capacity = 1 << (block & _LOG_MASK)
+    at: int = ((block >> _LOG_BITS) + (index & (capacity - 1))) * ring.width
+    return at
+
+
+@kernel
+def _take_block(ring: Ring, log: int) -> int:
+    """Start row of a block of ``2**log`` rows, or -1 where the pool is full."""
+    start: int = ring.free[log]
+    if start != _NONE:
+        ring.free[log] = signed(ring.pool[start * ring.width])
+        return start
+    start = ring.free[_USED]
+    if (start + (1 << log)) * ring.width > ring.pool.shape[0]:
+        return _NONE
+    ring.free[_USED] = start + (1 << log)
+    return start
+
+
+@kernel
+def _give_block(ring: Ring, block: int) -> None:
+    start, log = block >> _LOG_BITS, block & _LOG_MASK
+    ring.pool[start * ring.width] = np.uint64(ring.free[log])
+    ring.free[log] = start
+
+
+@kernel
+def ring_double(ring: Ring, slot: int) -> bool:
+    """Moves the slot's ring to a block of twice its capacity (its first one if it has none); False: pool full."""
+    old = ring.heads[slot, BLOCK]
+    log = _RING_LOG_MIN if old == _NONE else (old & _LOG_MASK) + 1
+    start = _take_block(ring, log)
+    if start == _NONE:
+        return False
+    if old != _NONE:
+        mask = (1 << log) - 1
+        for index in range(ring.heads[slot, HEAD], ring.heads[slot, TAIL]):
+            source = row_at(ring, slot, index)
+            target = (start + (index & mask)) * ring.width
+            for word in range(ring.width):
+                ring.pool[target + word] = ring.pool[source + word]
+        _give_block(ring, old)
+    ring.heads[slot, BLOCK] = (start << _LOG_BITS) | log
+    return True
+
+
+@kernel
+def ring_evict(ring: Ring, slot: int, horizon: int) -> None:
+    """Drops rows with time at or below the horizon."""
+    head, tail = ring.heads[slot, HEAD], ring.heads[slot, TAIL]
+    while head < tail and signed(ring.pool[row_at(ring, slot, head)]) <= horizon:
+        head += 1
+    ring.heads[slot, HEAD] = head
+
+
+@helper
+def ring_room(ring: Ring, slot: int, horizon: int) -> bool:
+    """Makes room for one more row, by dropping expired rows or growing the ring; False: pool full."""
+    block = ring.heads[slot, BLOCK]
+    if block != _NONE:
+        capacity = 1 << (block & _LOG_MASK)
+        if ring.heads[slot, TAIL] - ring.heads[slot, HEAD] < capacity:
+            return True
+        ring_evict(ring, slot, horizon)
+        if ring.heads[slot, TAIL] - ring.heads[slot, HEAD] < capacity:
+            return True
+    return ring_double(ring, slot)
+
+
+@helper
+def _bisect(ring: Ring, slot: int, low: int, high: int, t: int) -> int:
+    """First index in ``low..high`` whose time is above t, known of ``high`` (or it is the end)."""
+    while low < high:
+        middle = (low + high) >> 1
+        if signed(ring.pool[row_at(ring, slot, middle)]) <= t:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@helper
+def seek(ring: Ring, slot: int, hint: int, t: int) -> int:
+    """Index of the first row with time above ``t`` (tail if none): gallops from ``hint``, so near answers are cheap."""
+    head, tail = ring.heads[slot, HEAD], ring.heads[slot, TAIL]
+    hint = min(max(hint, head), tail)
+    step = 1
+    if hint < tail and signed(ring.pool[row_at(ring, slot, hint)]) <= t:
+        low = hint + 1
+        while low + step <= tail and signed(ring.pool[row_at(ring, slot, low + step - 1)]) <= t:
+            low += step
+            step *= 2
+        return _bisect(ring, slot, low, min(low + step - 1, tail), t)
+    high = hint
+    while high - step >= head and signed(ring.pool[row_at(ring, slot, high - step)]) > t:
+        high -= step
+        step *= 2
+    return _bisect(ring, slot, max(high - step, head), high, t)
+
+
+@helper
+def seek_from_tail(ring: Ring, slot: int, t: int) -> int:
+    """`seek` from the newest row: where a row of time ``t`` goes, after those of the same time."""
+    return seek(ring, slot, ring.heads[slot, TAIL], t)
+
+
+@helper
+def open_gap(ring: Ring, slot: int, index: int) -> int:
+    """Moves rows ``index..tail-1`` up by one; returns the gap's position in the pool. The ring has room."""
+    tail = ring.heads[slot, TAIL]
+    for i in range(tail, index, -1):
+        source = row_at(ring, slot, i - 1)
+        target = row_at(ring, slot, i)
+        for word in range(ring.width):
+            ring.pool[target + word] = ring.pool[source + word]
+    ring.heads[slot, TAIL] = tail + 1
+    return row_at(ring, slot, index)
+
+
+@kernel
+def _release(ring: Ring, slots: IntArray) -> None:
+    for slot in slots:
+        if ring.heads[slot, BLOCK] != _NONE:
+            _give_block(ring, ring.heads[slot, BLOCK])
+        ring.heads[slot] = 0
+        ring.heads[slot, BLOCK] = _NONE
+
+
+@kernel
+def _export(ring: Ring, slots: IntArray, counts: IntArray, out: Words) -> None:
+    position = 0
+    for k in range(len(slots)):
+        slot = slots[k]
+        for index in range(ring.heads[slot, TAIL] - counts[k], ring.heads[slot, TAIL]):
+            source = row_at(ring, slot, index)
+            for word in range(ring.width):
+                out[position, word] = ring.pool[source + word]
+            position += 1
+
+
+@kernel
+def _count_after(ring: Ring, slots: IntArray, horizon: int, counts: IntArray) -> None:
+    for k in range(len(slots)):
+        slot = slots[k]
+        if ring.heads[slot, BLOCK] != _NONE:
+            counts[k] = ring.heads[slot, TAIL] - seek(ring, slot, ring.heads[slot, HEAD], horizon)
+
+
+@kernel
+def _import(ring: Ring, slots: IntArray, counts: IntArray, rows: Words, begin: int) -> int:
+    """Fills empty rings from slot number ``begin`` of ``slots`` on; returns where the pool is full, or m."""
+    position = 0
+    for k in range(begin):
+        position += counts[k]
+    for k in range(begin, len(slots)):
+        slot = slots[k]
+        while counts[k] > 0 and (
+            ring.heads[slot, BLOCK] == _NONE or (1 << (ring.heads[slot, BLOCK] & _LOG_MASK)) < counts[k]
+        ):
+            if not ring_double(ring, slot):
+                return k
+        for i in range(counts[k]):
+            target = row_at(ring, slot, i)
+            for word in range(ring.width):
+                ring.pool[target + word] = rows[position + i, word]
+        ring.heads[slot, TAIL] = counts[k]
+        position += counts[k]
+    return len(slots)
+
+
+class RingPool:
+    """All rings of one kind: rows of ``width`` words, ``own`` extra columns per slot (0 in an empty slot)."""
+
+    def __init__(self, width: int, own: int) -> None:
+        self.width = width
+        self.pool: Words = np.zeros(256 * width, np.uint64)
+        self.heads = np.empty((0, OWN + own), np.int64)
+        self.free = np.full(_CLASSES + 1, _NONE, np.int64)
+        self.free[_USED] = 0
+
+    @property
+    def view(self) -> Ring:
+        """The arrays as they are now: to be asked for again after the pool or the slots grew."""
+        return Ring(self.pool, self.heads, self.free, self.width)
+
+    @property
+    def nbytes(self) -> int:
+        return self.pool.nbytes + self.heads.nbytes
+
+    def reserve_slots(self, capacity: int) -> None:
+        """Slot numbers below ``capacity`` exist; new ones are empty."""
+        have = len(self.heads)
+        if capacity > have:
+            heads = np.zeros((capacity, self.heads.shape[1]), np.int64)
+            heads[have:, BLOCK] = _NONE
+            heads[:have] = self.heads
+            self.heads = heads
+
+    def grow(self) -> None:
+        """Doubles the pool."""
+        pool = np.zeros(2 * len(self.pool), np.uint64)
+        pool[: len(self.pool)] = self.pool
+        self.pool = pool
+
+    def release(self, slots: IntArray) -> None:
+        """Empties these slots and gives their blocks back."""
+        _release(self.view, slots)
+
+    def export(self, slots: IntArray, horizon: int) -> tuple[IntArray, Words]:
+        """Rows per slot (m,) and all rows (sum, width) with time above the horizon, in time order."""
+        counts = np.zeros(len(slots), np.int64)
+        _count_after(self.view, slots, horizon, counts)
+        rows = np.empty((int(counts.sum()), self.width), np.uint64)
+        _export(self.view, slots, counts, rows)
+        return counts, rows
+
+    def load(self, slots: IntArray, counts: IntArray, rows: Words) -> None:
+        """The reverse of `export` into empty slots; row numbers begin at 0."""
+        done = 0
+        while True:
+            done = _import(self.view, slots, counts, rows, done)
+            if done == len(slots):
+                return
+            self.grow()

@@ -1,0 +1,257 @@
+"""Keys to slots without a Python object per key: an open-addressing table of 128-bit keys.
+
+A table is an array ``(capacity, 4)`` uint64, capacity a power of two, of entries ``hi, lo, payload, time``;
+payload 0 marks an empty place, ``time`` (int64 ms as bits) is the newest event time of the key. An entry whose
+time is at or below the *horizon* is expired: lookups treat it as absent, and it is removed when convenient,
+so that when exactly never shows. Kernels never allocate: they return where they stopped and Python grows.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from features.block import BoolArray, IntArray, KeyArray
+from features.kernel import helper, kernel, signed
+
+__all__ = [
+    "NO_TIME",
+    "KeySlots",
+    "Table",
+    "copy_entry",
+    "power_of_two",
+    "sorted_by_key",
+    "table_find",
+    "table_full",
+    "table_home",
+    "table_remove",
+    "table_sweep",
+]
+
+Table = npt.NDArray[np.uint64]
+
+#: earlier than every event time, with room to subtract any window
+NO_TIME = -(2**62)
+TABLE_CAPACITY_MIN = 64
+SLOT_CAPACITY_MIN = 64
+
+_EMPTY = np.uint64(0)
+_MIX_HI = np.uint64(0x9E3779B97F4A7C15)
+_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MIX_2 = np.uint64(0x94D049BB133111EB)
+_SHIFT_1, _SHIFT_2, _SHIFT_3 = np.uint64(30), np.uint64(27), np.uint64(31)
+
+# columns of KeySlots.meta
+USED, FREE, CAPACITY, STREAM = 0, 1, 2, 3
+
+
+def power_of_two(n: int) -> int:
+    """The smallest power of two that is at least ``n`` (and 1)."""
+    return 1 << max(0, int(n) - 1).bit_length()
+
+
+def sorted_by_key(keys: KeyArray) -> IntArray:
+    """Order of keys by (hi, lo): the canonical order of exports."""
+    return np.lexsort((keys[:, 1], keys[:, 0])).astype(np.int64)
+
+
+@helper
+def table_home(hi: np.uint64, lo: np.uint64, mask: int) -> int:
+    """The place where the key would stand were there no others."""
+    x = lo ^ (hi * _MIX_HI)
+    x = (x ^ (x >> _SHIFT_1)) * _MIX_1
+    x = (x ^ (x >> _SHIFT_2)) * _MIX_2
+    return signed((x ^ (x >> _SHIFT_3)) & np.uint64(mask))
+
+
+@helper
+def table_find(table: Table, hi: np.uint64, lo: np.uint64) -> int:
+    """Place of the key, or ``-1 - place`` with the empty place where it belongs."""
+    mask = table.shape[0] - 1
+    place = table_home(hi, lo, mask)
+    while table[place, 2] != _EMPTY:
+        if table[place, 1] == lo and table[place, 0] == hi:
+            return place
+        place = (place + 1) & mask
+    return -1 - place
+
+
+@helper
+def table_full(table: Table, count: int) -> bool:
+    """True where one more entry needs a larger table (load 0.7)."""
+    full: bool = (count + 1) * 10 > table.shape[0] * 7
+    return full
+
+
+@kernel
+def copy_entry(source: Table, place: int, target: Table, at: int) -> None:
+    """``target[at] = source[place]``, which numba would do by way of a copy on the heap."""
+    for column in range(4):
+        target[at, column] = source[place, column]
+
+
+@kernel
+def table_remove(table: Table, place: int) -> None:
+    """Empties the place and moves later entries of its run back, so that no tombstones are needed."""
+    mask = table.shape[0] - 1
+    hole = place
+    probe = (place + 1) & mask
+    while table[probe, 2] != _EMPTY:
+        home = table_home(table[probe, 0], table[probe, 1], mask)
+        if ((probe - home) & mask) >= ((probe - hole) & mask):
+            copy_entry(table, probe, table, hole)
+            hole = probe
+        probe = (probe + 1) & mask
+    table[hole, 2] = _EMPTY
+
+
+@kernel
+def table_rebuild(old: Table, new: Table) -> int:
+    """Puts all entries into the empty table ``new``; returns how many."""
+    count = 0
+    for place in range(old.shape[0]):
+        if old[place, 2] != _EMPTY:
+            copy_entry(old, place, new, -1 - table_find(new, old[place, 0], old[place, 1]))
+            count += 1
+    return count
+
+
+@kernel
+def table_sweep(table: Table, hand: int, steps: int, horizon: int, freed: IntArray) -> tuple[int, int]:
+    """Removes expired entries among the next ``steps`` places from ``hand`` on.
+
+    Writes their payloads to ``freed`` (at least ``steps`` long); returns (new hand, how many).
+    """
+    mask = table.shape[0] - 1
+    count = 0
+    for _ in range(steps):
+        if table[hand, 2] != _EMPTY and signed(table[hand, 3]) <= horizon:
+            freed[count] = signed(table[hand, 2])
+            count += 1
+            table_remove(table, hand)
+        else:
+            hand = (hand + 1) & mask
+    return hand, count
+
+
+@kernel
+def _assign(
+    table: Table,
+    free: IntArray,
+    meta: IntArray,
+    keys: KeyArray,
+    times: IntArray,
+    lateness_ms: int,
+    slots: IntArray,
+    late: BoolArray,
+    begin: int,
+) -> int:
+    """Rows ``begin..`` get slot and late flag; returns the row that needs a larger table or more slots, or n."""
+    stream = meta[STREAM]
+    row = begin
+    while row < keys.shape[0]:
+        t = times[row]
+        late[row] = t < stream - lateness_ms
+        place = table_find(table, keys[row, 0], keys[row, 1])
+        if place >= 0:
+            slots[row] = signed(table[place, 2]) - 1
+            if not late[row] and t > signed(table[place, 3]):
+                table[place, 3] = np.uint64(t)
+        elif late[row]:
+            slots[row] = -1
+        else:
+            live = meta[USED] - meta[FREE]
+            if (meta[FREE] == 0 and meta[USED] == meta[CAPACITY]) or table_full(table, live):
+                break
+            if meta[FREE] > 0:
+                meta[FREE] -= 1
+                slot = free[meta[FREE]]
+            else:
+                slot = meta[USED]
+                meta[USED] += 1
+            place = -1 - place
+            table[place, 0] = keys[row, 0]
+            table[place, 1] = keys[row, 1]
+            table[place, 2] = np.uint64(slot + 1)
+            table[place, 3] = np.uint64(t)
+            slots[row] = slot
+        stream = max(stream, t)
+        row += 1
+    meta[STREAM] = stream
+    return row
+
+
+class KeySlots:
+    """Keys of one entity in one partition, each with a dense slot number, and the partition's stream time.
+
+    ``stream_time_ms`` is the largest event time seen. A row is *late* if its event time is more than the
+    allowed lateness below the stream time before it; a late row of an unknown key gets slot -1.
+    """
+
+    def __init__(self) -> None:
+        self.table: Table = np.zeros((TABLE_CAPACITY_MIN, 4), np.uint64)
+        self._free = np.empty(SLOT_CAPACITY_MIN, np.int64)
+        self._meta = np.array([0, 0, SLOT_CAPACITY_MIN, NO_TIME], np.int64)
+        self._hand = 0
+
+    def __len__(self) -> int:
+        """Slots in use."""
+        return int(self._meta[USED] - self._meta[FREE])
+
+    @property
+    def capacity(self) -> int:
+        """Slot numbers are below this; it grows."""
+        return int(self._meta[CAPACITY])
+
+    @property
+    def stream_time_ms(self) -> int:
+        return int(self._meta[STREAM])
+
+    @stream_time_ms.setter
+    def stream_time_ms(self, value: int) -> None:
+        self._meta[STREAM] = value
+
+    @property
+    def nbytes(self) -> int:
+        return self.table.nbytes + self._free.nbytes
+
+    def assign(self, keys: KeyArray, times: IntArray, lateness_ms: int) -> tuple[IntArray, BoolArray]:
+        """Slot (n,) int64 and late flag (n,) of each row; moves the stream time."""
+        n = len(keys)
+        slots, late = np.empty(n, np.int64), np.empty(n, np.bool_)
+        row = 0
+        while True:
+            row = _assign(self.table, self._free, self._meta, keys, times, lateness_ms, slots, late, row)
+            if row == n:
+                return slots, late
+            if table_full(self.table, len(self)):
+                grown = np.zeros((2 * len(self.table), 4), np.uint64)
+                table_rebuild(self.table, grown)
+                self.table, self._hand = grown, 0
+            else:
+                self._meta[CAPACITY] *= 2
+                self._free = np.resize(self._free, self.capacity)
+
+    def load(self, keys: KeyArray, times: IntArray, stream_time_ms: int) -> IntArray:
+        """Fills an empty table with these keys and their newest times; returns their slots."""
+        slots, _ = self.assign(keys, times, 2**62)
+        self.stream_time_ms = stream_time_ms
+        return slots
+
+    def sweep(self, steps: int, horizon: int) -> IntArray:
+        """Frees expired keys among the next ``steps`` places; returns their slots, to be cleared by the caller."""
+        steps = min(steps, len(self.table))
+        freed = np.empty(steps, np.int64)
+        self._hand, count = table_sweep(self.table, self._hand, steps, horizon, freed)
+        slots = freed[:count] - 1
+        begin = int(self._meta[FREE])
+        self._free[begin : begin + count] = slots
+        self._meta[FREE] += count
+        return slots
+
+    def live(self, horizon: int) -> tuple[KeyArray, IntArray, IntArray]:
+        """Keys (m, 2), slots (m,) and newest times (m,) of the keys that are not expired, in canonical order."""
+        times = self.table[:, 3].view(np.int64)
+        entries = self.table[(self.table[:, 2] != 0) & (times > horizon)]
+        entries = entries[sorted_by_key(entries)]
+        return entries[:, :2].copy(), entries[:, 2].astype(np.int64) - 1, entries[:, 3].view(np.int64).copy()

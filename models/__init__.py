@@ -1,0 +1,1 @@
+"""Model packages, predictors, training: turns feature matrices into scores."""

@@ -1,0 +1,122 @@
+"""Which predictor serves a model: the fastest of those that match LightGBM bit for bit, by batch size."""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from features.block import FloatArray
+from models import golden
+from models.compiled import CompiledPredictor
+from models.errors import ModelError, UnsupportedModelError
+from models.lightgbm import LightGBMPredictor
+from models.modeltext import ModelText, parse
+from models.predictor import Predictor, as_matrix
+
+__all__ = ["BATCH_SIZES", "AutoPredictor", "Choice", "choose"]
+
+#: Batch sizes at which candidates are measured; a batch is served by the choice for the next larger one.
+BATCH_SIZES = (1, 8, 64, 1024)
+_REPEATS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A predictor for a model and why. ``us_per_row[name][i]`` was measured at ``BATCH_SIZES[i]``."""
+
+    predictor: Predictor
+    reason: str
+    us_per_row: dict[str, tuple[float, ...]]
+
+
+class AutoPredictor:
+    """Serves each batch by the predictor chosen for its size; all of them give the same bits."""
+
+    def __init__(self, by_size: tuple[Predictor, ...]) -> None:
+        self._by_size = by_size
+
+    @property
+    def name(self) -> str:
+        """The name of the only predictor in use, or "auto(a|b)"."""
+        names = dict.fromkeys(p.name for p in self._by_size)
+        return f"auto({'|'.join(names)})" if len(names) > 1 else next(iter(names))
+
+    @property
+    def n_features(self) -> int:
+        """Columns of the matrices it scores."""
+        return self._by_size[0].n_features
+
+    def predict_raw(self, x: FloatArray) -> FloatArray:
+        """Raw scores (n,), see `Predictor`."""
+        return self._by_size[min(bisect_left(BATCH_SIZES, len(x)), len(BATCH_SIZES) - 1)].predict_raw(x)
+
+    def warm(self) -> None:
+        """Warm all that are in use."""
+        for predictor in self._by_size:
+            predictor.warm()
+
+
+def choose(model_text: str, golden_batch: tuple[FloatArray, FloatArray] | None = None) -> Choice:
+    """The predictor for a model text.
+
+    ``golden_batch`` = (inputs (n, d), their raw scores (n,)); by default made from the model. ModelError
+    when LightGBM itself does not match it: then nothing can be trusted to score this model.
+    """
+    model = parse(model_text)
+    oracle = LightGBMPredictor(model_text)
+    x, expected = golden_batch or (golden.inputs(model), None)
+    raw = oracle.predict_raw(as_matrix(x, oracle.n_features))
+    if expected is not None and not golden.same_bits(raw, expected):
+        wrong = int(np.sum(raw.view(np.int64) != expected.view(np.int64))) if raw.shape == expected.shape else len(raw)
+        raise ModelError(
+            f"golden batch: LightGBM gives other raw scores than the package for {wrong} of {len(raw)} rows; "
+            "the package was made with another LightGBM or machine: package the model again"
+        )
+    compiled, refusal = _compiled(model, x, raw)
+    if compiled is None:
+        oracle.warm()
+        return Choice(oracle, f"lightgbm: {refusal}", {})
+    return _fastest(oracle, compiled, x)
+
+
+def _compiled(model: ModelText, x: FloatArray, raw: FloatArray) -> tuple[CompiledPredictor | None, str]:
+    """The compiled predictor if it reproduces ``raw`` by each of its kernels, else why not."""
+    try:
+        compiled = CompiledPredictor(model)
+    except UnsupportedModelError as error:
+        return None, str(error)
+    compiled.warm()
+    for size in (1, 8, len(x)):
+        parts = [compiled.predict_raw(x[i : i + size]) for i in range(0, len(x), size)]
+        if not golden.same_bits(np.concatenate(parts), raw):
+            return None, f"compiled differs from LightGBM on the golden batch, {size} rows at a time"
+    return compiled, ""
+
+
+def _fastest(oracle: LightGBMPredictor, compiled: CompiledPredictor, x: FloatArray) -> Choice:
+    figures: dict[str, tuple[float, ...]] = {}
+    for candidate in (oracle, compiled):
+        figures[candidate.name] = tuple(
+            _us_per_row(candidate.predict_raw, np.ascontiguousarray(np.resize(x, (n, x.shape[1])))) for n in BATCH_SIZES
+        )
+    by_size = tuple(
+        compiled if figures["compiled"][i] <= figures["lightgbm"][i] else oracle for i in range(len(BATCH_SIZES))
+    )
+    ratios = ", ".join(
+        f"{figures['lightgbm'][i] / figures['compiled'][i]:.1f}x at {n}" for i, n in enumerate(BATCH_SIZES)
+    )
+    return Choice(AutoPredictor(by_size), f"compiled is bit-equal; against lightgbm, by rows: {ratios}", figures)
+
+
+def _us_per_row(predict: Callable[[FloatArray], FloatArray], x: FloatArray) -> float:
+    """Best of a few runs, microseconds per row."""
+    best = float("inf")
+    for _ in range(_REPEATS):
+        start = time.perf_counter()
+        predict(x)
+        best = min(best, time.perf_counter() - start)
+    return best * 1e6 / len(x)

@@ -1,0 +1,1 @@
+"""Metrics and, later, drift monitoring: names, units and labels of everything that is counted."""

@@ -1,0 +1,1 @@
+"""The streaming side: logs, the Faust block transport, stages, pipelines and the command line."""

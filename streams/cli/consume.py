@@ -1,0 +1,125 @@
+"""headrace consume: records of a topic to a file, from the earliest."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from streams.cli.options import add_bootstrap, add_json, print_json
+from streams.errors import EXIT_OK, ConfigError
+
+if TYPE_CHECKING:
+    from streams.log import TP, LogConsumer, RecordBatch
+
+EXAMPLE = "headrace consume --topic fraud-scores --to scores.jsonl --idle 5"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    parser.add_argument("--topic", required=True, metavar="T", help="topic to read, from its earliest record")
+    parser.add_argument("--to", required=True, type=Path, metavar="FILE.jsonl", help="one value per line; - is stdout")
+    parser.add_argument("--count", type=int, metavar="N", help="end after so many records")
+    parser.add_argument("--idle", type=float, metavar="SECONDS", help="end when nothing came for so long")
+    parser.add_argument(
+        "--envelope", action="store_true", help="each line also has topic, partition, offset, timestamp, key, headers"
+    )
+    add_bootstrap(parser)
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Writes committed records until --count or --idle; without either until Ctrl-C."""
+    from streams.config import load_settings
+    from streams.log import connect
+
+    settings = load_settings(overrides={"bootstrap": args.bootstrap})
+    log = connect(settings.log_url(), settings.kafka_config())
+    if args.topic not in log.admin().topics([args.topic]):
+        raise ConfigError(f"--topic {args.topic}: not there; create the topics with `headrace topics create`")
+    consumer = log.consumer(f"headrace-consume-{uuid.uuid4().hex}")
+    consumer.subscribe([args.topic], _FromEarliest(consumer))
+    written = 0
+    last = time.monotonic()
+    out = sys.stdout.buffer if str(args.to) == "-" else args.to.open("wb")
+    try:
+        while args.count is None or written < args.count:
+            batches = consumer.poll(0.1, 10_000)
+            if batches:
+                last = time.monotonic()
+            elif args.idle is not None and consumer.assignment() and time.monotonic() - last > args.idle:
+                break
+            for batch in batches:
+                n = len(batch) if args.count is None else min(len(batch), args.count - written)
+                out.write(b"".join(_line(batch, i, args.envelope) for i in range(n)))
+                written += n
+            if batches and args.idle is None:
+                out.flush()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        consumer.close()
+        out.flush()
+        if out is not sys.stdout.buffer:
+            out.close()
+    if args.json:
+        print_json({"records": written})
+    elif str(args.to) != "-":
+        print(f"{written:,} records of {args.topic} in {args.to}")
+    return EXIT_OK
+
+
+class _FromEarliest:
+    def __init__(self, consumer: LogConsumer) -> None:
+        self._consumer = consumer
+
+    def on_assign(self, partitions: list[TP]) -> Mapping[TP, int | None]:
+        return {tp: self._consumer.offset_range(tp)[0] for tp in partitions}
+
+    def on_revoke(self, partitions: list[TP]) -> None:
+        """Nothing to give up."""
+
+    def on_lost(self, partitions: list[TP]) -> None:
+        """Nothing to give up."""
+
+
+def _line(batch: RecordBatch, i: int, envelope: bool) -> bytes:
+    value = batch.values[i]
+    if not envelope:
+        return (b"null" if value is None else value) + b"\n"
+    import orjson
+
+    key = batch.keys[i]
+    record: dict[str, Any] = {
+        "topic": batch.tp.topic,
+        "partition": batch.tp.partition,
+        "offset": batch.offsets[i],
+        "timestamp": batch.timestamps[i],
+        "key": None if key is None else key.decode("utf-8", "replace"),
+        "headers": {name: v.decode("utf-8", "replace") for name, v in batch.headers(i)},
+    }
+    record.update(_value(value))
+    return orjson.dumps(record) + b"\n"
+
+
+def _value(value: bytes | None) -> dict[str, Any]:
+    """``value`` as JSON where it is JSON, else as text, else ``value_base64``."""
+    import base64
+
+    import orjson
+
+    if value is None:
+        return {"value": None}
+    try:
+        orjson.loads(value)
+        return {"value": orjson.Fragment(value)}
+    except orjson.JSONDecodeError:
+        pass
+    try:
+        return {"value": value.decode("utf-8")}
+    except UnicodeDecodeError:
+        return {"value": None, "value_base64": base64.b64encode(value).decode()}

@@ -1,0 +1,95 @@
+"""The `headrace` command: finds the command, runs it, turns errors into one line and an exit code.
+
+A command is a module of this package with its name (``-`` written ``_``), which has
+
+- ``EXAMPLE``: a command line to show in its help;
+- ``add_arguments(parser)``: adds its options;
+- ``run(args) -> int``: does it and returns the exit code; raises HeadraceError for what a person can mend.
+
+Only the module of the command that is asked for is imported, and this one imports nothing that is slow, so that
+``headrace --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.metadata
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from models.errors import ModelError
+from streams.errors import EXIT_FAILED, EXIT_USAGE, EXIT_WATCHDOG, ConfigError, FatalError, HeadraceError
+
+__all__ = ["COMMANDS", "build_parser", "main"]
+
+EXIT_INTERRUPTED = 130
+
+#: Every command with its summary, in the order of the help.
+COMMANDS = {
+    "demo": "the whole pipeline on this machine: simulated card payments in, fraud scores out, live",
+    "run": "run one worker",
+    "topics": "create or list the topics of all pipelines",
+    "produce": "send the events of a file to a topic",
+    "consume": "write the records of a topic to a file",
+    "features": "compute the features of event files, offline, by the same stages",
+    "train": "train a model on event files and package it",
+    "models": "list, show and add model packages",
+    "bench": "measure: throughput, latency, predictors, features",
+    "simulate": "send simulated card payments and labels to Kafka, at a rate",
+    "broker": "start a real single-node Apache Kafka in the foreground, without Docker",
+    "topics": "create the topics of all pipelines, or list the topics",
+    "produce": "send the events of a file to a topic",
+    "consume": "write the records of a topic to a file",
+}
+
+
+class _Version(argparse.Action):
+    """Looks the version up only when it is asked for: that reads the installed packages."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_unused: object) -> None:
+        parser.exit(message=f"headrace {importlib.metadata.version('headrace')}\n")
+
+
+def build_parser(command: str | None = None) -> argparse.ArgumentParser:
+    """The parser of all commands, with the options of ``command`` only."""
+    parser = argparse.ArgumentParser(
+        prog="headrace",
+        description="Kafka events in, windowed features and LightGBM scores out.",
+        epilog="example: headrace demo --seconds 30",
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and leave")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, summary in COMMANDS.items():
+        sub = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+        if name == command:
+            module = importlib.import_module(f"streams.cli.{name.replace('-', '_')}")
+            module.add_arguments(sub)
+            sub.epilog = f"example: {module.EXAMPLE}"
+            sub.set_defaults(run=module.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command line; returns its exit code: 0 fine, 1 failed, 2 wrong use, 70 the worker gave up."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    asked = next((word for word in words if not word.startswith("-")), None)
+    args = build_parser(asked).parse_args(words)
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        code: int = args.run(args)
+        sys.stdout.flush()
+        return code
+    except (HeadraceError, ModelError) as error:
+        print(f"headrace {args.command}: {error}", file=sys.stderr)
+        if isinstance(error, ConfigError):
+            return EXIT_USAGE
+        return EXIT_WATCHDOG if isinstance(error, FatalError) else EXIT_FAILED
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Who read our output has left (`| head`); keep the interpreter's last flush from failing on it too.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED

@@ -1,0 +1,43 @@
+"""Options and output that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Mapping
+
+__all__ = ["DEFAULT_BOOTSTRAP", "add_bootstrap", "add_json", "port", "print_json"]
+
+DEFAULT_BOOTSTRAP = "127.0.0.1:9092"
+
+
+def add_bootstrap(parser: argparse.ArgumentParser) -> None:
+    """``--bootstrap HOST:PORT[,HOST:PORT]``, default $HEADRACE_BOOTSTRAP, else 127.0.0.1:9092; or a log URL."""
+    parser.add_argument(
+        "--bootstrap",
+        metavar="HOST:PORT",
+        default=os.environ.get("HEADRACE_BOOTSTRAP") or DEFAULT_BOOTSTRAP,
+        help=f"Kafka to talk to (default: $HEADRACE_BOOTSTRAP or {DEFAULT_BOOTSTRAP})",
+    )
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """``--json``: the figures as one JSON object, the last line of stdout."""
+    parser.add_argument("--json", action="store_true", help="print the figures as one JSON object, the last line")
+
+
+def print_json(figures: Mapping[str, object]) -> None:
+    """The figures as one line of JSON on stdout."""
+    print(json.dumps(figures), flush=True)
+
+
+def port(text: str) -> int:
+    """An argparse type: a TCP port, 0 included (any free one)."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value <= 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port: give a number from 0 (any free one) to 65535")
+    return value

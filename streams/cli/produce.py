@@ -1,0 +1,68 @@
+"""headrace produce: events of a file to a topic."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+from streams.cli.options import add_bootstrap, add_json, print_json
+from streams.errors import EXIT_FAILED, EXIT_OK, ConfigError
+
+EXAMPLE = "headrace produce --topic transactions --from transactions.parquet --rate 5000"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    parser.add_argument("--topic", required=True, metavar="T", help="topic to send to")
+    parser.add_argument("--from", dest="source", required=True, type=Path, metavar="FILE", help=".jsonl or .parquet")
+    parser.add_argument("--rate", type=float, metavar="N", help="events per second (default: as fast as it goes)")
+    parser.add_argument("--key", metavar="FIELD", help="field that is the record key (default: the topic's own)")
+    add_bootstrap(parser)
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Sends every row or line, in order, and returns when the broker has acknowledged all."""
+    from features.schema import SCHEMAS
+    from streams.cli.progress import progress
+    from streams.config import load_settings
+    from streams.files import count_rows, read_records
+    from streams.log import OutBatch, connect
+
+    if args.rate is not None and args.rate <= 0:
+        raise ConfigError(f"--rate {args.rate}: not above 0; leave it out for full speed")
+    settings = load_settings(overrides={"bootstrap": args.bootstrap})
+    log = connect(settings.log_url(), settings.kafka_config())
+    if args.topic not in log.admin().topics([args.topic]):
+        raise ConfigError(f"--topic {args.topic}: not there; create the topics with `headrace topics create`")
+    schema = SCHEMAS.get(args.topic)
+    key_field = args.key or (schema.key if schema else None)
+    total = count_rows(args.source)
+    producer = log.producer()
+    started = time.monotonic()
+    sent = 0
+    with progress(f"to {args.topic}", total) as advance:
+        for values, keys in read_records(args.source, key_field):
+            step = len(values) if args.rate is None else max(1, int(args.rate / 100))
+            for start in range(0, len(values), step):
+                batch = OutBatch(
+                    args.topic, values[start : start + step], None if keys is None else keys[start : start + step]
+                )
+                done = producer.send(batch)
+                while done < len(batch):
+                    producer.poll(0.05)
+                    done = producer.send(batch, done)
+                sent += len(batch)
+                if args.rate is not None:
+                    time.sleep(max(0.0, sent / args.rate - (time.monotonic() - started)))
+                advance(len(batch))
+    left = producer.flush(60.0)
+    producer.close()
+    seconds = time.monotonic() - started
+    figures = {"sent": sent - left, "seconds": round(seconds, 3), "events_per_s": round(sent / seconds, 1)}
+    if args.json:
+        print_json(figures)
+    else:
+        print(f"sent {sent - left:,} records to {args.topic} in {seconds:.1f} s ({sent / seconds:,.0f}/s)")
+    return EXIT_OK if not left else EXIT_FAILED

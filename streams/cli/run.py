@@ -1,0 +1,54 @@
+"""headrace run: one worker."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import signal
+from pathlib import Path
+
+from streams.cli.options import add_bootstrap, add_json, print_json
+
+EXAMPLE = "headrace run --pipeline fraud --models models-dir --bootstrap 127.0.0.1:9092"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    parser.add_argument("--pipeline", required=True, choices=["fraud"], help="which pipeline to run")
+    parser.add_argument("--models", metavar="DIR", help="registry of model packages; the champion scores")
+    parser.add_argument(
+        "--order", choices=["arrival", "event_time"], help="order of the terminal stage (default: arrival)"
+    )
+    parser.add_argument("--group", metavar="GROUP", help="consumer group (default: headrace-fraud)")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="settings as TOML, e.g. headrace.toml")
+    parser.add_argument("--partitions", type=int, metavar="N", help="of topics that are missing (default: 4)")
+    add_bootstrap(parser)
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints ``ready`` once assigned and recovered; SIGTERM or Ctrl-C drains, commits and leaves."""
+    from streams.config import load_settings
+    from streams.fraud_worker import make_worker
+
+    overrides = {name: getattr(args, name) for name in ("models", "order", "group", "partitions")}
+    settings = load_settings(args.config, overrides={**overrides, "bootstrap": args.bootstrap})
+    logging.getLogger().setLevel(settings.log_level)
+    logging.getLogger("faust").setLevel(logging.WARNING)
+    logging.getLogger("mode").setLevel(logging.WARNING)
+    worker, pipeline = make_worker(settings, on_ready=lambda: print("ready", flush=True))
+
+    async def main() -> int:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, worker.stop)
+        return await worker.run()
+
+    code = asyncio.run(main())
+    figures = pipeline.figures()
+    if args.json:
+        print_json({**figures, "seconds": {k: round(v, 4) for k, v in sorted(pipeline.meters.seconds.items())}})
+    else:
+        print(", ".join(f"{name} {count:,}" for name, count in figures.items()))
+    return code

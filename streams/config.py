@@ -1,0 +1,130 @@
+"""Settings of a worker: declared once, read from headrace.toml and the environment, checked before anything connects."""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from streams.errors import ConfigError
+
+__all__ = ["Settings", "load_settings"]
+
+
+def _setting(default: Any, help_text: str, minimum: float | None = None, choices: tuple[str, ...] = ()) -> Any:
+    meta = {"help": help_text, "minimum": minimum, "choices": choices}
+    return field(default=default, metadata=meta)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a worker can be told; each also by the environment as HEADRACE_<NAME>."""
+
+    bootstrap: str = _setting("127.0.0.1:9092", "Kafka brokers, HOST:PORT[,HOST:PORT], or memory://NAME")
+    group: str = _setting("headrace-fraud", "consumer group")
+    models: str = _setting("", "registry directory of model packages; empty: features are logged, scores are null")
+    order: str = _setting("arrival", "order of the terminal stage", choices=("arrival", "event_time"))
+    partitions: int = _setting(4, "partitions of topics that a worker creates", 1)
+    commit_interval_ms: int = _setting(1000, "time between commits", 10)
+    batch_records: int = _setting(4096, "records that a stage takes at once", 1)
+    max_poll_interval_ms: int = _setting(300_000, "a worker whose stage makes no progress for so long ends", 1000)
+    allowed_lateness_ms: int = _setting(3_600_000, "events older than the newest by more do not enter windows", 0)
+    dedupe_ms: int = _setting(86_400_000, "a transaction_id repeated within this event time is a duplicate", 0)
+    dedupe_entries: int = _setting(20_000_000, "transaction ids remembered per partition at most", 1)
+    log_features: bool = _setting(True, "write the feature vector into each score record")
+    log_level: str = _setting("INFO", "DEBUG, INFO, WARNING or ERROR", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
+    kafka: Mapping[str, Any] = field(default_factory=dict, metadata={"help": "librdkafka settings, passed through"})
+
+    def log_url(self) -> str:
+        """The URL of the log for `streams.log.connect`."""
+        return self.bootstrap if "://" in self.bootstrap else f"headrace://{self.bootstrap}"
+
+    def kafka_config(self) -> dict[str, Any]:
+        """The librdkafka settings, flat, with the poll interval that the watchdog follows."""
+        flat: dict[str, Any] = {"consumer.max.poll.interval.ms": self.max_poll_interval_ms}
+        flat.update(_flatten(self.kafka))
+        return flat
+
+
+def _flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """TOML reads ``security.protocol = ...`` as nested tables: back to dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            flat.update(_flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = _secret(prefix + key, value)
+    return flat
+
+
+_SECRET = re.compile(r"^\$\{(env|file):(.+)\}$")
+
+
+def _secret(key: str, value: Any) -> Any:
+    """``${env:NAME}`` and ``${file:PATH}`` keep secrets out of the configuration file."""
+    match = _SECRET.match(value) if isinstance(value, str) else None
+    if match is None:
+        return value
+    kind, name = match.groups()
+    if kind == "env":
+        if name not in os.environ:
+            raise ConfigError(f"kafka.{key}: environment variable {name} is not set; set it, or use ${{file:PATH}}")
+        return os.environ[name]
+    try:
+        return Path(name).read_text(encoding="utf-8").strip()
+    except OSError as exc:
+        raise ConfigError(f"kafka.{key}: cannot read {name}: {exc.strerror}; check the path and its rights") from exc
+
+
+def load_settings(
+    path: Path | None = None, environment: Mapping[str, str] | None = None, overrides: Mapping[str, Any] | None = None
+) -> Settings:
+    """Defaults, then the file, then the environment, then ``overrides`` (None values are ignored)."""
+    values: dict[str, Any] = {}
+    if path is not None:
+        values.update(_read_file(path))
+    env = os.environ if environment is None else environment
+    for spec in fields(Settings):
+        text = env.get(f"HEADRACE_{spec.name.upper()}")
+        if text is not None and spec.name != "kafka":
+            values[spec.name] = text
+    values.update({k: v for k, v in (overrides or {}).items() if v is not None})
+    known = {spec.name: spec for spec in fields(Settings)}
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise ConfigError(f"setting {unknown[0]}: not known; known are {', '.join(known)}")
+    return Settings(**{name: _checked(known[name], value) for name, value in values.items()})
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as exc:
+        raise ConfigError(f"--config {path}: {exc.strerror}; check the path") from exc
+    except tomllib.TOMLDecodeError as exc:
+        raise ConfigError(f"--config {path}: not TOML: {exc}") from exc
+
+
+def _checked(spec: Any, value: Any) -> Any:
+    name, kind = spec.name, spec.type
+    if kind == "int":
+        try:
+            value = int(value)
+        except (TypeError, ValueError):
+            raise ConfigError(f"setting {name}: {value!r} is not a whole number; {spec.metadata['help']}") from None
+    elif kind == "bool" and isinstance(value, str):
+        if value.lower() not in ("true", "false", "1", "0"):
+            raise ConfigError(f"setting {name}: {value!r} is neither true nor false; {spec.metadata['help']}")
+        value = value.lower() in ("true", "1")
+    elif kind == "str" and not isinstance(value, str):
+        raise ConfigError(f"setting {name}: {value!r} is not text; {spec.metadata['help']}")
+    minimum, choices = spec.metadata.get("minimum"), spec.metadata.get("choices") or ()
+    if minimum is not None and value < minimum:
+        raise ConfigError(f"setting {name}: {value} is below {minimum:g}; {spec.metadata['help']}")
+    if choices and value not in choices:
+        raise ConfigError(f"setting {name}: {value!r} is not one of {', '.join(choices)}; {spec.metadata['help']}")
+    return value

@@ -1,0 +1,27 @@
+"""Errors of the streaming side, each with what to do, and the exit codes of a worker."""
+
+from __future__ import annotations
+
+__all__ = ["EXIT_FAILED", "EXIT_OK", "EXIT_USAGE", "EXIT_WATCHDOG", "ConfigError", "FatalError", "HeadraceError"]
+
+EXIT_OK = 0
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+#: A worker that could not go on and says why, so that its supervisor starts it again.
+EXIT_WATCHDOG = 70
+
+
+class HeadraceError(Exception):
+    """Base of our errors; its text is meant for a person and ends with the remedy."""
+
+
+class ConfigError(HeadraceError):
+    """A setting or argument that cannot be used: names the field, the value and the remedy."""
+
+
+class FatalError(HeadraceError):
+    """The worker must end: ``reason`` is a short name for logs, the text says what happened and what to do."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(f"{reason}: {message}")
+        self.reason = reason

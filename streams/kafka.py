@@ -1,0 +1,449 @@
+"""The log on Apache Kafka by confluent-kafka: the only file that knows its clients.
+
+librdkafka settings pass through from the configuration: keys as in its CONFIGURATION.md. Settings that only
+one kind of client knows are written with a prefix: ``consumer.session.timeout.ms``, ``producer.linger.ms``.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicCollection, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from streams.errors import ConfigError, FatalError
+from streams.log import TP, CommitFailed, DeliveryFailed, OutBatch, RebalanceListener, RecordBatch, TopicInfo
+
+__all__ = ["MAX_MESSAGE_BYTES", "KafkaLog"]
+
+_T = TypeVar("_T")
+
+logger = logging.getLogger("headrace.kafka")
+
+
+def _not_configuration_chatter(record: logging.LogRecord) -> bool:
+    """librdkafka warns of settings of the other kind of client and of "experimental" ones at every start."""
+    return "CONFWARN" not in record.getMessage()
+
+
+logger.addFilter(_not_configuration_chatter)
+
+#: A record of 10 MB must reach the dead letters whole, with room for its headers.
+MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+
+_CONSUMER_DEFAULTS: dict[str, Any] = {
+    "enable.auto.commit": False,
+    "enable.auto.offset.store": False,
+    # every start offset is given explicitly; one that is gone must be an error, never a silent jump
+    "auto.offset.reset": "error",
+    "partition.assignment.strategy": "cooperative-sticky",
+    "isolation.level": "read_committed",
+    "allow.auto.create.topics": False,
+    "queued.max.messages.kbytes": 65536,
+    # librdkafka waits this long (default 1 s) before it fetches again once its queue was full
+    "fetch.queue.backoff.ms": 10,
+    "fetch.error.backoff.ms": 100,
+    # a commit inside a rebalance callback may wait this long for a coordinator that went away
+    "socket.timeout.ms": 10_000,
+}
+_PRODUCER_DEFAULTS: dict[str, Any] = {
+    "enable.idempotence": True,
+    "acks": "all",
+    "enable.gapless.guarantee": True,
+    "message.timeout.ms": 0,
+    "partitioner": "murmur2_random",
+    "linger.ms": 2,
+    "batch.size": 1_000_000,
+    "message.max.bytes": MAX_MESSAGE_BYTES,
+    "queue.buffering.max.messages": 200_000,
+    "queue.buffering.max.kbytes": 131_072,
+    "delivery.report.only.error": True,
+}
+_COMMON_DEFAULTS: dict[str, Any] = {
+    "reconnect.backoff.ms": 100,
+    "reconnect.backoff.max.ms": 2_000,
+    "log.connection.close": False,
+}
+#: Errors of a request that say "not now": the client goes on by itself.
+_TRANSIENT = {
+    KafkaError._ALL_BROKERS_DOWN,
+    KafkaError._TRANSPORT,
+    KafkaError._RESOLVE,
+    KafkaError._TIMED_OUT,
+    KafkaError._WAIT_COORD,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.NOT_COORDINATOR,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.REQUEST_TIMED_OUT,
+    KafkaError.NETWORK_EXCEPTION,
+}
+_MOVED_ON = {
+    KafkaError.ILLEGAL_GENERATION,
+    KafkaError.UNKNOWN_MEMBER_ID,
+    KafkaError.REBALANCE_IN_PROGRESS,
+    KafkaError.FENCED_INSTANCE_ID,
+    KafkaError._ASSIGNMENT_LOST,
+    KafkaError._NO_OFFSET,
+    KafkaError._STATE,
+}
+
+
+class _BrokerWatch:
+    """Says once that the broker is away and once that it is back, however often the client reports it."""
+
+    def __init__(self, role: str, bootstrap: str) -> None:
+        self.role = role
+        self.bootstrap = bootstrap
+        self.away_since: float | None = None
+
+    def on_error(self, error: KafkaError) -> None:
+        if error.code() in (KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT, KafkaError._RESOLVE):
+            if self.away_since is None and error.code() != KafkaError._TRANSPORT:
+                self.away_since = time.monotonic()
+                logger.warning("broker %s is away (%s): %s waits and tries on", self.bootstrap, error.str(), self.role)
+        elif error.fatal():
+            logger.error("%s: fatal client error %s", self.role, error)
+        else:
+            logger.warning("%s: %s", self.role, error)
+
+    def seen(self) -> None:
+        if self.away_since is not None:
+            seconds = time.monotonic() - self.away_since
+            self.away_since = None
+            logger.warning("broker %s is back after %.1f s: %s goes on", self.bootstrap, seconds, self.role)
+
+
+def _settings(
+    bootstrap: str, config: Mapping[str, Any], defaults: Mapping[str, Any], role: str, watch: _BrokerWatch
+) -> dict[str, Any]:
+    merged: dict[str, Any] = {"bootstrap.servers": bootstrap, **_COMMON_DEFAULTS, **defaults}
+    merged["error_cb"] = watch.on_error
+    for key, value in config.items():
+        prefix, _, rest = key.partition(".")
+        if prefix in ("consumer", "producer", "admin"):
+            if prefix == role:
+                merged[rest] = value
+        else:
+            merged[key] = value
+    return merged
+
+
+def _config_error(error: KafkaException | ValueError, role: str) -> ConfigError:
+    return ConfigError(
+        f"Kafka {role} settings: {error}. Look the key up in librdkafka's CONFIGURATION.md, "
+        f"or prefix it with consumer. / producer. when only one kind of client knows it."
+    )
+
+
+class KafkaConsumer:
+    """A group member. Rebalance callbacks run inside `poll`, on the polling thread."""
+
+    def __init__(self, bootstrap: str, group: str, config: Mapping[str, Any]) -> None:
+        self._watch = _BrokerWatch("consumer", bootstrap)
+        defaults = {**_CONSUMER_DEFAULTS, "group.id": group}
+        try:
+            self._consumer = Consumer(_settings(bootstrap, config, defaults, "consumer", self._watch), logger=logger)
+        except (KafkaException, ValueError) as exc:
+            raise _config_error(exc, "consumer") from exc
+        self._listener: RebalanceListener | None = None
+
+    def subscribe(self, topics: Sequence[str], listener: RebalanceListener) -> None:
+        self._listener = listener
+        self._consumer.subscribe(
+            list(topics), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
+        )
+
+    def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        assert self._listener is not None
+        starts = self._listener.on_assign([TP(p.topic, p.partition) for p in partitions])
+        consumer.incremental_assign([TopicPartition(tp.topic, tp.partition, start) for tp, start in starts.items()])
+
+    def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        assert self._listener is not None
+        self._listener.on_revoke([TP(p.topic, p.partition) for p in partitions])
+        consumer.incremental_unassign(partitions)
+
+    def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        assert self._listener is not None
+        self._listener.on_lost([TP(p.topic, p.partition) for p in partitions])
+        consumer.incremental_unassign(partitions)
+
+    def poll(self, timeout_s: float, max_records: int) -> list[RecordBatch]:
+        # consume(n, timeout) waits its whole timeout unless n records are there: take one, then drain
+        first = self._consumer.poll(timeout_s)
+        if first is None:
+            return []
+        messages = [first]
+        if max_records > 1:
+            messages += self._consumer.consume(max_records - 1, 0)
+        if any(map(Message.error, messages)):
+            messages = [m for m in messages if not self._is_error(m)]
+        else:
+            self._watch.seen()
+        return _group(messages)
+
+    def _is_error(self, message: Message) -> bool:
+        error = message.error()
+        if error is None:
+            return False
+        code = error.code()
+        where = f"{message.topic()}/{message.partition()}"
+        if code == KafkaError._AUTO_OFFSET_RESET:
+            raise FatalError(
+                "offset-out-of-range",
+                f"{where}: {error.str()}. Its next offset is no longer in the log: records were deleted "
+                f"(retention, or the topic was made again). Reset the group's offsets or use a new --group.",
+            )
+        if code in (KafkaError._FATAL, KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED):
+            raise FatalError("kafka-client", f"{error}. Check the credentials and ACLs of this group and its topics.")
+        if code in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION):
+            logger.warning("topic %s is not there: %s", message.topic(), error.str())
+        elif code == KafkaError._MAX_POLL_EXCEEDED:
+            logger.error("left out of the group: %s", error.str())
+        elif code != KafkaError._PARTITION_EOF:
+            self._watch.on_error(error)
+        return True
+
+    def assignment(self) -> set[TP]:
+        return {TP(p.topic, p.partition) for p in self._consumer.assignment()}
+
+    def committed(self, partitions: Sequence[TP]) -> dict[TP, int | None]:
+        if not partitions:
+            return {}
+        asked = [TopicPartition(tp.topic, tp.partition) for tp in partitions]
+        answer = _retry(lambda: self._consumer.committed(asked, timeout=10.0), "read committed offsets")
+        return {TP(p.topic, p.partition): (p.offset if p.offset >= 0 else None) for p in answer}
+
+    def commit(self, offsets: Mapping[TP, int]) -> None:
+        parts = [TopicPartition(tp.topic, tp.partition, offset) for tp, offset in offsets.items()]
+        try:
+            results = self._consumer.commit(offsets=parts, asynchronous=False)
+        except KafkaException as exc:
+            raise _commit_error(exc.args[0]) from exc
+        for part in results or ():
+            if part.error is not None:
+                raise _commit_error(part.error)
+        self._watch.seen()
+
+    def position(self, tp: TP) -> int | None:
+        [part] = self._consumer.position([TopicPartition(tp.topic, tp.partition)])
+        return part.offset if part.offset >= 0 else None
+
+    def offset_range(self, tp: TP, timeout_s: float = 5.0) -> tuple[int, int]:
+        part = TopicPartition(tp.topic, tp.partition)
+        low, high = _retry(
+            lambda: self._consumer.get_watermark_offsets(part, timeout=timeout_s, cached=False), f"ask the end of {tp}"
+        )
+        return int(low), int(high)
+
+    def at_end(self, tp: TP) -> bool:
+        part = TopicPartition(tp.topic, tp.partition)
+        position = self.position(tp)
+        _, high = self._consumer.get_watermark_offsets(part, cached=True)
+        return position is not None and 0 <= high <= position
+
+    def pause(self, partitions: Sequence[TP]) -> None:
+        self._consumer.pause([TopicPartition(tp.topic, tp.partition) for tp in partitions])
+
+    def resume(self, partitions: Sequence[TP]) -> None:
+        self._consumer.resume([TopicPartition(tp.topic, tp.partition) for tp in partitions])
+
+    def seek(self, tp: TP, offset: int) -> None:
+        self._consumer.seek(TopicPartition(tp.topic, tp.partition, offset))
+
+    def close(self) -> None:
+        self._consumer.close()
+
+
+def _commit_error(error: KafkaError) -> Exception:
+    if error.code() in _MOVED_ON:
+        return CommitFailed(error.str())
+    return KafkaException(error)
+
+
+def _retry(call: Callable[[], _T], what: str, timeout_s: float = 300.0) -> _T:
+    """A request to a broker that may be away: tried again, with a line in the log."""
+    deadline = time.monotonic() + timeout_s
+    pause_s = 0.2
+    while True:
+        try:
+            return call()
+        except KafkaException as exc:
+            error = exc.args[0]
+            if error.code() not in _TRANSIENT or time.monotonic() > deadline:
+                raise FatalError("kafka-request", f"could not {what}: {error.str()}. Is the broker up?") from exc
+            logger.warning("could not %s yet: %s; trying again", what, error.str())
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, 5.0)
+
+
+def _group(messages: list[Message]) -> list[RecordBatch]:
+    """The messages by partition, in the order in which each partition first appears."""
+    if not messages:
+        return []
+    partitions = list(map(Message.partition, messages))
+    topics = list(map(Message.topic, messages))
+    groups: dict[tuple[str, int], list[Message]] = {}
+    if len(set(partitions)) == 1 and len(set(topics)) == 1:
+        groups[topics[0], partitions[0]] = messages
+    else:
+        for key, message in zip(zip(topics, partitions, strict=True), messages, strict=True):
+            group = groups.get(key)
+            if group is None:
+                groups[key] = [message]
+            else:
+                group.append(message)
+    return [_batch(TP(*key), group) for key, group in groups.items()]
+
+
+def _batch(tp: TP, messages: list[Message]) -> RecordBatch:
+    offsets = list(map(Message.offset, messages))
+    return RecordBatch(
+        tp=tp,
+        offsets=offsets,
+        timestamps=[stamp for _, stamp in map(Message.timestamp, messages)],
+        keys=list(map(Message.key, messages)),
+        values=list(map(Message.value, messages)),
+        headers=lambda i: list(messages[i].headers() or []),
+        next_offset=offsets[-1] + 1,
+    )
+
+
+class KafkaProducer:
+    """Idempotent, acks=all, murmur2 partitioner; librdkafka's own threads send."""
+
+    def __init__(self, bootstrap: str, config: Mapping[str, Any]) -> None:
+        self._watch = _BrokerWatch("producer", bootstrap)
+        self._failure: str | None = None
+        settings = _settings(bootstrap, config, _PRODUCER_DEFAULTS, "producer", self._watch)
+        settings["on_delivery"] = self._on_delivery
+        try:
+            self._producer = Producer(settings, logger=logger)
+        except (KafkaException, ValueError) as exc:
+            raise _config_error(exc, "producer") from exc
+
+    def _on_delivery(self, error: KafkaError | None, message: Message) -> None:
+        if error is not None and self._failure is None:
+            self._failure = f"{message.topic()}/{message.partition()}: {error.str()}"
+
+    def send(self, batch: OutBatch, start: int = 0) -> int:
+        produce = self._producer.produce
+        topic, values, keys, headers = batch.topic, batch.values, batch.keys, batch.headers
+        partition = -1 if batch.partition is None else batch.partition
+        i = start
+        try:
+            for i in range(start, len(values)):
+                produce(
+                    topic,
+                    values[i],
+                    None if keys is None else keys[i],
+                    partition,
+                    headers=None if headers is None else headers[i],
+                )
+        except BufferError:
+            return i
+        except KafkaException as exc:
+            raise DeliveryFailed(f"{topic}: {exc.args[0].str()}") from exc
+        self._producer.poll(0)
+        return len(values)
+
+    def poll(self, timeout_s: float) -> None:
+        self._producer.poll(timeout_s)
+
+    def flush(self, timeout_s: float) -> int:
+        remaining = int(self._producer.flush(timeout_s))
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise DeliveryFailed(failure)
+        if not remaining:
+            self._watch.seen()
+        return remaining
+
+    def close(self) -> None:
+        self._producer.flush(5.0)
+        self._producer.close()
+
+
+class KafkaAdmin:
+    """Topics on the broker."""
+
+    def __init__(self, bootstrap: str, config: Mapping[str, Any]) -> None:
+        self._watch = _BrokerWatch("admin", bootstrap)
+        try:
+            self._admin = AdminClient(_settings(bootstrap, config, {}, "admin", self._watch), logger=logger)
+        except (KafkaException, ValueError) as exc:
+            raise _config_error(exc, "admin") from exc
+
+    def create_topics(self, topics: Sequence[TopicInfo]) -> list[str]:
+        existing = self.topics()
+        missing = [t for t in topics if t.name not in existing]
+        if not missing:
+            return []
+        futures = self._admin.create_topics(
+            [NewTopic(t.name, num_partitions=t.partitions, config=dict(t.config)) for t in missing]
+        )
+        created = []
+        for name, future in futures.items():
+            try:
+                future.result(timeout=30)
+                created.append(name)
+            except KafkaException as exc:
+                if exc.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:  # another worker was quicker
+                    raise FatalError("create-topic", f"{name}: {exc.args[0].str()}") from exc
+        self._wait_until_seen([t.name for t in missing])
+        return created
+
+    def _wait_until_seen(self, names: Sequence[str]) -> None:
+        """The controller has the topics; the brokers' metadata follow a moment later."""
+        deadline = time.monotonic() + 30
+        while missing := set(names) - set(self.topics(names)):
+            if time.monotonic() > deadline:
+                raise FatalError("create-topic", f"{sorted(missing)} were created but do not show; is the broker well?")
+            time.sleep(0.02)
+
+    def topics(self, names: Sequence[str] | None = None) -> dict[str, TopicInfo]:
+        metadata = _retry(lambda: self._admin.list_topics(timeout=10.0), "list the topics").topics
+        wanted = [name for name in metadata if not name.startswith("__") and (names is None or name in names)]
+        if not wanted:
+            return {}
+        described = self._admin.describe_topics(TopicCollection(wanted))
+        out = {}
+        for name, future in described.items():
+            try:
+                info = future.result(timeout=10.0)
+            except KafkaException as exc:
+                if exc.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+                    continue  # deleted, or not yet known to the broker that was asked
+                raise FatalError("kafka-request", f"could not describe topic {name}: {exc.args[0].str()}") from exc
+            out[name] = TopicInfo(name, len(info.partitions), str(info.topic_id))
+        return out
+
+    def delete_topics(self, names: Sequence[str]) -> None:
+        for future in self._admin.delete_topics(list(names)).values():
+            future.result(timeout=30)
+
+    def close(self) -> None:
+        """Nothing to do: the client ends with its last reference."""
+
+
+class KafkaLog:
+    """Apache Kafka at ``bootstrap`` (``HOST:PORT[,HOST:PORT]``)."""
+
+    def __init__(self, bootstrap: str, config: Mapping[str, Any]) -> None:
+        self.bootstrap = bootstrap
+        self.url = f"headrace://{bootstrap}"
+        self._config = dict(config)
+
+    def consumer(self, group: str, *, config: Mapping[str, Any] | None = None) -> KafkaConsumer:
+        return KafkaConsumer(self.bootstrap, group, {**self._config, **(config or {})})
+
+    def producer(self, *, config: Mapping[str, Any] | None = None) -> KafkaProducer:
+        return KafkaProducer(self.bootstrap, {**self._config, **(config or {})})
+
+    def admin(self) -> KafkaAdmin:
+        return KafkaAdmin(self.bootstrap, self._config)

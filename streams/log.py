@@ -1,0 +1,188 @@
+"""The log: the small interface that the transport and the commands need of Kafka, and its one data type.
+
+Two implementations pass one conformance suite: `streams.kafka` (confluent-kafka) and `streams.memory`
+(in process). `connect` picks by URL scheme.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+__all__ = [
+    "TP",
+    "Headers",
+    "Log",
+    "LogAdmin",
+    "LogConsumer",
+    "LogProducer",
+    "OutBatch",
+    "RebalanceListener",
+    "RecordBatch",
+    "TopicInfo",
+    "connect",
+]
+
+Headers = list[tuple[str, bytes]]
+
+
+class TP(NamedTuple):
+    """A partition of a topic."""
+
+    topic: str
+    partition: int
+
+
+@dataclass(slots=True)
+class RecordBatch:
+    """Consecutive records of one partition as they are in the log: parallel lists, one entry a record."""
+
+    tp: TP
+    offsets: list[int]
+    timestamps: list[int]
+    keys: list[bytes | None]
+    values: list[bytes | None]
+    #: headers of record i; a function since most are never looked at
+    headers: Callable[[int], Headers]
+    #: first offset after the batch
+    next_offset: int
+    #: set by the transport: which assignment of the partition this belongs to
+    epoch: int = 0
+    #: set by the transport: the batch is below the committed offset, its outputs were sent before
+    replay: bool = False
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+
+@dataclass(slots=True)
+class OutBatch:
+    """Records to send to one topic: ``partition`` None lets the default partitioner (murmur2 of the key) choose."""
+
+    topic: str
+    values: Sequence[bytes | None]
+    keys: Sequence[bytes | None] | None = None
+    partition: int | None = None
+    headers: Sequence[Headers] | None = None
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+@dataclass(frozen=True, slots=True)
+class TopicInfo:
+    """What the broker says of a topic: ``topic_id`` changes when a topic is deleted and made again."""
+
+    name: str
+    partitions: int
+    topic_id: str
+    config: Mapping[str, str] = field(default_factory=dict)
+
+
+class RebalanceListener(Protocol):
+    """Called inside `LogConsumer.poll`, on the polling thread."""
+
+    def on_assign(self, partitions: list[TP]) -> Mapping[TP, int | None]:
+        """New partitions: returns the offset to start each at (None = committed, else earliest)."""
+
+    def on_revoke(self, partitions: list[TP]) -> None:
+        """Partitions to give up; still ours until this returns: finish, flush, commit."""
+
+    def on_lost(self, partitions: list[TP]) -> None:
+        """Partitions already given to somebody else: forget them, commit nothing."""
+
+
+class LogConsumer(Protocol):
+    """A member of a consumer group. All calls from one thread."""
+
+    def subscribe(self, topics: Sequence[str], listener: RebalanceListener) -> None: ...
+
+    def poll(self, timeout_s: float, max_records: int) -> list[RecordBatch]:
+        """Waits up to ``timeout_s`` for the first record, then takes what is there, at most ``max_records``."""
+
+    def assignment(self) -> set[TP]: ...
+
+    def committed(self, partitions: Sequence[TP]) -> dict[TP, int | None]: ...
+
+    def commit(self, offsets: Mapping[TP, int]) -> None:
+        """Synchronously; raises `CommitFailed` when the group has moved on."""
+
+    def position(self, tp: TP) -> int | None: ...
+
+    def offset_range(self, tp: TP, timeout_s: float = 5.0) -> tuple[int, int]:
+        """(earliest, end) of the partition in the log."""
+
+    def at_end(self, tp: TP) -> bool:
+        """Whether everything that is known to be in the partition was read; asks nobody."""
+
+    def pause(self, partitions: Sequence[TP]) -> None: ...
+
+    def resume(self, partitions: Sequence[TP]) -> None: ...
+
+    def seek(self, tp: TP, offset: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class LogProducer(Protocol):
+    """An idempotent producer with acks=all. Thread-safe."""
+
+    def send(self, batch: OutBatch, start: int = 0) -> int:
+        """Queues records from ``start`` on; returns how many are queued in all: less than len(batch) when
+        the queue is full, call again from there after `poll`."""
+
+    def poll(self, timeout_s: float) -> None: ...
+
+    def flush(self, timeout_s: float) -> int:
+        """Waits for delivery; returns how many records are still undelivered. Raises `DeliveryFailed`."""
+
+    def close(self) -> None: ...
+
+
+class LogAdmin(Protocol):
+    """Topics of the log."""
+
+    def create_topics(self, topics: Sequence[TopicInfo]) -> list[str]:
+        """Creates those that are missing (``topic_id`` is ignored); returns the names created."""
+
+    def topics(self, names: Sequence[str] | None = None) -> dict[str, TopicInfo]: ...
+
+    def delete_topics(self, names: Sequence[str]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Log(Protocol):
+    """A log: makes consumers, producers and an admin."""
+
+    url: str
+
+    def consumer(self, group: str, *, config: Mapping[str, Any] | None = None) -> LogConsumer: ...
+
+    def producer(self, *, config: Mapping[str, Any] | None = None) -> LogProducer: ...
+
+    def admin(self) -> LogAdmin: ...
+
+
+class CommitFailed(Exception):
+    """The group has moved on: these partitions are somebody else's now."""
+
+
+class DeliveryFailed(Exception):
+    """A record could not be delivered; the task that sent it must restart from its committed offset."""
+
+
+def connect(url: str, config: Mapping[str, Any] | None = None) -> Log:
+    """The log at ``url``: ``headrace://HOST:PORT[,HOST:PORT]`` (Kafka) or ``memory://NAME`` (this process).
+
+    ``config`` passes through to librdkafka.
+    """
+    scheme, _, rest = url.partition("://")
+    if scheme == "memory":
+        from streams.memory import MemoryLog
+
+        return MemoryLog.named(rest)
+    from streams.kafka import KafkaLog
+
+    return KafkaLog(rest or url, config or {})

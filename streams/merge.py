@@ -1,0 +1,166 @@
+"""The order in which a stage takes the rows and labels of its log: as they are there, or by event time.
+
+Both are pure functions of the log's messages. By event time, rows wait until every source has passed them: the
+senders' watermarks and idle marks say so, and they are in the log too (rule 5 of the design).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from features.block import Block, BoolArray, IntArray
+from streams.shuffle import Shuffled
+
+__all__ = ["ArrivalOrder", "EventTimeOrder", "Merged", "Order"]
+
+_EVERYTHING = 2**63 - 1
+
+
+@dataclass(slots=True)
+class Merged:
+    """Rows and labels that are due, and their common order: ``kinds`` (rows + labels,) True = the next label."""
+
+    rows: Block | None
+    labels: Block | None
+    kinds: BoolArray
+
+
+class Order(Protocol):
+    """Takes messages, gives back what is due."""
+
+    def push(self, message: Shuffled) -> None:
+        """The log's next message; its rows were not taken before."""
+
+    def due(self) -> Merged:
+        """What has become due since the last call, in order."""
+
+
+class ArrivalOrder:
+    """The log's own order: everything is due at once."""
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[bool, Block]] = []
+
+    def push(self, message: Shuffled) -> None:
+        if len(message.block):
+            self._parts.append((message.kind == "labels", message.block))
+
+    def due(self) -> Merged:
+        parts, self._parts = self._parts, []
+        rows = [b for is_label, b in parts if not is_label]
+        labels = [b for is_label, b in parts if is_label]
+        kinds = np.repeat([is_label for is_label, _ in parts], [len(b) for _, b in parts]).astype(np.bool_)
+        return Merged(Block.concat(rows) if rows else None, Block.concat(labels) if labels else None, kinds)
+
+
+@dataclass(slots=True)
+class _Source:
+    watermark_ms: int | None = None
+    idle: bool = False
+
+
+class EventTimeOrder:
+    """By event time; labels before rows of the same time; rows of the same time by transaction id.
+
+    ``sources`` (topic, partition) are waited for until they have passed a row's time or say that they are idle; a
+    source that never sent anything is waited for. At most ``rows_max`` rows wait: beyond it the oldest are
+    released early, counted in ``forced``. ``late`` counts rows that came when later ones had been released.
+    """
+
+    def __init__(self, sources: Iterable[tuple[str, int]], rows_max: int = 2_000_000) -> None:
+        self.rows_max = rows_max
+        self.forced = 0
+        self.late = 0
+        self._sources = {source: _Source() for source in sources}
+        #: per source and kind the blocks that wait, in arrival order
+        self._waiting: list[tuple[bool, Block, IntArray]] = []
+        self._count = 0
+        self._due: list[tuple[bool, Block, IntArray]] = []
+        self._parts: list[Merged] = []
+        self._released_ms = -_EVERYTHING
+
+    def push(self, message: Shuffled) -> None:
+        source = self._sources.setdefault((message.source.topic, message.source.partition), _Source())
+        is_label = message.kind == "labels"
+        if len(message.block):
+            times = message.block.columns["label_time" if is_label else "event_time"].astype(np.int64)
+            self.late += int(np.count_nonzero(times <= self._released_ms)) if self._released_ms > -_EVERYTHING else 0
+            self._waiting.append((is_label, message.block, times))
+            self._count += len(times)
+            source.idle = False
+        if message.watermark_ms is not None and (source.watermark_ms is None or message.watermark_ms > source.watermark_ms):
+            source.watermark_ms = message.watermark_ms
+            source.idle = False
+        if message.kind == "idle":
+            source.idle = True
+        self._release(self._bound())
+        if self._count > self.rows_max:
+            self._force()
+
+    def _bound(self) -> int:
+        """Times up to here are complete: no source has anything at or before it still to send."""
+        bound = _EVERYTHING
+        for source in self._sources.values():
+            if source.idle:
+                continue
+            if source.watermark_ms is None:
+                return -_EVERYTHING
+            bound = min(bound, source.watermark_ms)
+        return bound
+
+    def _release(self, bound: int) -> None:
+        due: list[tuple[bool, Block, IntArray]] = []
+        waiting: list[tuple[bool, Block, IntArray]] = []
+        for is_label, block, times in self._waiting:
+            ready = times <= bound
+            n = int(np.count_nonzero(ready))
+            if n == len(times):
+                due.append((is_label, block, times))
+            elif n == 0:
+                waiting.append((is_label, block, times))
+            else:
+                due.append((is_label, block.take(ready), times[ready]))
+                waiting.append((is_label, block.take(~ready), times[~ready]))
+        if due:
+            self._waiting = waiting
+            self._count -= sum(len(times) for _, _, times in due)
+            self._released_ms = max(self._released_ms, max(int(times.max()) for _, _, times in due))
+            self._parts.append(_sorted(due))
+
+    def _force(self) -> None:
+        times = np.sort(np.concatenate([t for _, _, t in self._waiting]))
+        excess = self._count - self.rows_max
+        before = self._count
+        self._release(int(times[excess - 1]))
+        self.forced += before - self._count
+
+    def due(self) -> Merged:
+        parts, self._parts = self._parts, []
+        rows = [p.rows for p in parts if p.rows is not None]
+        labels = [p.labels for p in parts if p.labels is not None]
+        kinds = np.concatenate([p.kinds for p in parts]) if parts else np.empty(0, np.bool_)
+        return Merged(Block.concat(rows) if rows else None, Block.concat(labels) if labels else None, kinds)
+
+
+def _sorted(parts: list[tuple[bool, Block, IntArray]]) -> Merged:
+    rows = [b for is_label, b, _ in parts if not is_label]
+    labels = [b for is_label, b, _ in parts if is_label]
+    row_block = _by_time(Block.concat(rows), "event_time") if rows else None
+    label_block = _by_time(Block.concat(labels), "label_time") if labels else None
+    row_times = row_block.columns["event_time"] if row_block is not None else np.empty(0, np.int64)
+    label_times = label_block.columns["label_time"] if label_block is not None else np.empty(0, np.int64)
+    kinds = np.zeros(len(row_times) + len(label_times), np.bool_)
+    kinds[np.searchsorted(row_times, label_times, side="left") + np.arange(len(label_times))] = True
+    return Merged(row_block, label_block, kinds)
+
+
+def _by_time(block: Block, field: str) -> Block:
+    times = block.columns[field]
+    if len(times) < 2 or bool(np.all(times[1:] > times[:-1])):
+        return block
+    keys = block.ids["transaction_id"].keys()
+    return block.take(np.lexsort((keys[:, 1], keys[:, 0], times)))

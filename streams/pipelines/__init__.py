@@ -1,0 +1,1 @@
+"""The shipped pipelines: how stages are wired to topics."""

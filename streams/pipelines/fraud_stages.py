@@ -1,0 +1,152 @@
+"""The stages of the fraud pipeline as pure functions of their logs: card, labels, terminal.
+
+A stage sees Blocks and gives Blocks; no clock, no randomness, no I/O. Live tasks (`streams.pipelines.fraud`) and
+offline runs (`streams.offline`) call the same `process`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from features.block import Block, BoolArray, FloatArray, IntArray
+from features.declare import FeatureSet
+from features.engine import Dedupe, EntityWindows, LabelledWindows, row_features
+from streams.partitioner import partitions_of
+from streams.shuffle import TO_ALL
+
+__all__ = ["CardRows", "CardStage", "StageSettings", "TerminalStage", "empty_rows", "label_targets", "late_by_ms"]
+
+
+@dataclass(frozen=True, slots=True)
+class StageSettings:
+    """What the results of the stages depend on besides their logs."""
+
+    features: FeatureSet
+    allowed_lateness_ms: int = 3_600_000
+    dedupe_ms: int = 86_400_000
+    dedupe_entries: int = 20_000_000
+
+
+@dataclass(slots=True)
+class CardRows:
+    """What the card stage makes of a block: ``block`` has the rows that go on, with the card features and ``late``
+    as columns; ``lateness_ms`` (rows,) is how far each is behind the newest event, 0 or more."""
+
+    block: Block
+    duplicates: int
+    lateness_ms: IntArray
+
+
+class CardStage:
+    """Windows by card, and the transactions seen before."""
+
+    def __init__(self, settings: StageSettings) -> None:
+        self._windows = EntityWindows(
+            settings.features.for_entity("card_id"), allowed_lateness_ms=settings.allowed_lateness_ms
+        )
+        self._seen = Dedupe(
+            window_ms=settings.dedupe_ms,
+            allowed_lateness_ms=settings.allowed_lateness_ms,
+            entries_max=settings.dedupe_entries,
+        )
+
+    def process(self, block: Block) -> CardRows:
+        """Drops repeated transactions, adds the features by card."""
+        repeated = self._seen.process(block.ids["transaction_id"].keys(), block.event_time_ms)
+        duplicates = int(np.count_nonzero(repeated))
+        rows = block.take(~repeated) if duplicates else block
+        lateness = late_by_ms(rows.event_time_ms, self._windows.stream_time_ms)
+        matrix, late = self._windows.process(rows)
+        columns = {name: matrix[:, j] for j, name in enumerate(self._windows.names)}
+        out = Block(
+            topic=rows.topic,
+            partition=rows.partition,
+            next_offset=rows.next_offset,
+            offsets=rows.offsets,
+            timestamps=rows.timestamps,
+            ids=rows.ids,
+            columns={**rows.columns, **columns, "late": late},
+            extra=rows.extra,
+            epoch=rows.epoch,
+        )
+        return CardRows(out, duplicates, lateness)
+
+
+def late_by_ms(times: IntArray, stream_time_ms: int | None) -> IntArray:
+    """(n,) how far each event time is behind the newest one so far, 0 for a new newest."""
+    if len(times) == 0:
+        return np.empty(0, np.int64)
+    newest = np.maximum.accumulate(times if stream_time_ms is None else np.maximum(times, stream_time_ms))
+    behind: IntArray = newest - times
+    return behind
+
+
+def label_targets(labels: Block, n_partitions: int) -> IntArray:
+    """(n,) partition of the terminal stage for each label: its terminal's, or all where it does not say."""
+    targets = np.full(len(labels), TO_ALL, np.int64)
+    present = labels.columns["terminal_id_present"].astype(np.bool_)
+    if present.any():
+        targets[present] = partitions_of(labels.ids["terminal_id"].take(present), n_partitions)
+    return targets
+
+
+class TerminalStage:
+    """Windows by terminal with delayed risk, and the whole feature matrix."""
+
+    def __init__(self, settings: StageSettings) -> None:
+        features = settings.features
+        mine = features.for_entity("terminal_id")
+        self._features = features
+        self._windows = LabelledWindows(mine, allowed_lateness_ms=settings.allowed_lateness_ms)
+        self._mine = features.positions(mine)
+        self._of_row = features.positions(features.row_features)
+        self._of_card = list(zip(features.positions(features.for_entity("card_id")),
+                                 [f.name for f in features.for_entity("card_id")], strict=True))  # fmt: skip
+
+    @property
+    def label_counts(self) -> dict[str, int]:
+        """Labels that did not simply count: repeated, contradicting, without their transaction yet."""
+        w = self._windows
+        return {
+            "labels_repeated": w.labels_repeated,
+            "labels_contradicting": w.labels_contradicting,
+            "labels_unknown": w.labels_unknown,
+        }
+
+    def process(self, rows: Block, labels: Block | None, kinds: BoolArray | None) -> tuple[FloatArray, BoolArray]:
+        """(n, d) float64 features in the set's order and the late mask; labels become part of the state.
+
+        ``kinds`` is the order of rows and labels in the log, True = the next label.
+        """
+        matrix, late = self._windows.process(rows, labels, kinds)
+        out = np.empty((len(rows), len(self._features)), np.float64)
+        out[:, self._mine] = matrix
+        out[:, self._of_row] = row_features(self._features.row_features, rows)
+        for position, name in self._of_card:
+            out[:, position] = rows.columns[name]
+        return out, late | rows.columns["late"].astype(np.bool_)
+
+
+def empty_rows(settings: StageSettings) -> Block:
+    """No rows, with the columns that `TerminalStage` reads."""
+    from features.block import Ids
+
+    none = np.empty(0, np.int64)
+    numbers: Sequence[str] = [f.name for f in settings.features.for_entity("card_id")]
+    return Block(
+        topic="",
+        partition=0,
+        next_offset=0,
+        offsets=none,
+        timestamps=none,
+        ids={name: Ids(ints=none) for name in ("transaction_id", "card_id", "terminal_id")},
+        columns={
+            "event_time": none,
+            "amount": np.empty(0),
+            **{name: np.empty(0) for name in numbers},
+            "late": np.empty(0, np.bool_),
+        },
+    )

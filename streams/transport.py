@@ -1,0 +1,163 @@
+"""The Faust transport whose messages are batches of records: an entry point in ``faust.transports``.
+
+Faust is told one assignment, once: all partitions of the subscribed topics, with a constant generation. What
+really is assigned, and all of subscribe, assign, revoke, seek and commit, is `streams.reader`'s business: Faust's
+own rebalance stops every partition, clears its queues and seeks back while the state is ahead. What Faust sees
+is one message per batch; its offset is a counter of batches, Kafka's offsets are inside. Acks are off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any
+
+import faust
+from faust.transport import base
+from faust.types import TP as FaustTP
+from faust.types import ConsumerMessage
+
+from streams.log import RecordBatch
+
+__all__ = ["BlockApp", "BlockSchema", "Transport"]
+
+
+class BlockApp(faust.App):
+    """A Faust app that is fed by a `streams.reader.BlockReader`.
+
+    ``on_subscribed`` is called once with the topics of all agents and returns how many partitions each has;
+    from then on whoever was called may `Consumer.deliver` batches.
+    """
+
+    on_subscribed: Callable[[BlockConsumer, list[str]], Awaitable[Mapping[str, int]]]
+
+    def _create_directories(self) -> None:
+        """Nothing: Faust makes a data directory for its tables, which are not used."""
+
+
+class BlockSchema(faust.Schema):
+    """Hands an agent the batch itself as the event's value."""
+
+    def compile(self, app: Any, **kwargs: Any) -> Callable[..., Awaitable[Any]]:
+        create_event = app.create_event
+
+        async def decode(message: Any, *, propagate: bool = False) -> Any:
+            return create_event(None, message.value, message.headers, message)
+
+        return decode
+
+
+class BlockConsumer(base.Consumer):
+    """Faust's view of the reader: batches that were delivered, in order."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._waiting: deque[RecordBatch] = deque()
+        self._arrived = asyncio.Event()
+        self._everything: set[FaustTP] = set()
+        self._counter = itertools.count(1)
+
+    def deliver(self, batches: Iterable[RecordBatch]) -> None:
+        """Queues batches for the agents. On the event loop's thread."""
+        self._waiting.extend(batches)
+        self._arrived.set()
+
+    async def subscribe(self, topics: Iterable[str]) -> None:
+        if self._everything:
+            raise RuntimeError("the agents' topics are fixed once the app has started; declare all agents before")
+        partitions = await self.app.on_subscribed(self, sorted(topics))
+        self._everything = {FaustTP(t, p) for t, n in partitions.items() for p in range(n)}
+        # not awaited here: the assignment waits for this very subscription to be done
+        self.add_future(self._announce())
+
+    async def _announce(self) -> None:
+        self.app.on_rebalance_start()
+        await self.on_partitions_assigned(set(self._everything), self.app.consumer_generation_id)
+
+    async def _getmany(self, active_partitions: Any, timeout: float) -> Mapping[FaustTP, list[Any]]:
+        if not self._waiting:
+            self._arrived.clear()
+            try:
+                async with asyncio.timeout(timeout):
+                    await self._arrived.wait()
+            except TimeoutError:
+                return {}
+        records: dict[FaustTP, list[Any]] = {}
+        while self._waiting:
+            batch = self._waiting.popleft()
+            records.setdefault(FaustTP(*batch.tp), []).append(batch)
+        return records
+
+    def _to_message(self, tp: FaustTP, record: RecordBatch) -> ConsumerMessage:
+        return ConsumerMessage(
+            topic=tp.topic,
+            partition=tp.partition,
+            offset=next(self._counter),
+            timestamp=record.timestamps[0] / 1000 if record.timestamps else time.time(),
+            timestamp_type=0,
+            headers={},
+            key=None,
+            value=record,
+            checksum=None,
+            tp=tp,
+            generation_id=self.app.consumer_generation_id,
+        )
+
+    def assignment(self) -> set[FaustTP]:
+        return set(self._everything)
+
+    def highwater(self, tp: FaustTP) -> int:
+        return 0
+
+    def topic_partitions(self, topic: str) -> int | None:
+        return sum(tp.topic == topic for tp in self._everything) or None
+
+    # The reader positions and commits: nothing of Faust's own bookkeeping moves the log.
+
+    async def seek_to_committed(self) -> Mapping[FaustTP, int]:
+        return {}
+
+    async def _commit(self, offsets: Mapping[FaustTP, int]) -> bool:
+        return True
+
+    async def _seek(self, partition: FaustTP, offset: int) -> None:
+        raise RuntimeError(f"seek {partition} to {offset}: the reader owns the positions of this transport")
+
+    async def seek_wait(self, partitions: Mapping[FaustTP, int]) -> None:
+        raise RuntimeError("seek: the reader owns the positions of this transport")
+
+    async def position(self, tp: FaustTP) -> int | None:
+        return None
+
+    async def earliest_offsets(self, *partitions: FaustTP) -> Mapping[FaustTP, int]:
+        return {tp: 0 for tp in partitions}
+
+    async def highwaters(self, *partitions: FaustTP) -> Mapping[FaustTP, int]:
+        return {tp: 0 for tp in partitions}
+
+    def _new_topicpartition(self, topic: str, partition: int) -> FaustTP:
+        return FaustTP(topic, partition)
+
+    async def create_topic(self, topic: str, *args: Any, **kwargs: Any) -> None:
+        raise RuntimeError(f"topic {topic}: topics are created by `headrace topics create`, not by Faust")
+
+    def key_partition(self, topic: str, key: bytes | None, partition: int | None = None) -> int | None:
+        return partition
+
+
+class BlockProducer(base.Producer):
+    """Faust's own producer is not used: outputs go through `streams.log.LogProducer`, a block at a time."""
+
+    def supports_headers(self) -> bool:
+        return True
+
+
+class Transport(base.Transport):
+    """``headrace://HOST:PORT`` (Kafka) and ``memory://NAME`` (this process) as Faust broker URLs."""
+
+    Consumer = BlockConsumer
+    Producer = BlockProducer
+    driver_version = "headrace"

@@ -1,0 +1,282 @@
+"""One worker: a Faust app whose agents feed a pipeline's tasks with batches, and send what comes out."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import faust
+
+from streams.errors import EXIT_FAILED, EXIT_OK, EXIT_WATCHDOG, FatalError
+from streams.log import TP, DeliveryFailed, Log, LogProducer, OutBatch, RecordBatch, TopicInfo
+from streams.reader import BlockReader, ReaderSettings
+from streams.transport import BlockApp, BlockConsumer, BlockSchema
+
+__all__ = ["Pipeline", "Task", "Worker", "ensure_topics"]
+
+logger = logging.getLogger("headrace.worker")
+
+
+class Task(Protocol):
+    """One stage on one partition: its state, and the pure function that moves it on."""
+
+    def process(self, batch: RecordBatch) -> list[OutBatch]:
+        """Moves the state over the batch; returns the outputs, none when ``batch.replay``."""
+
+    def tick(self, now_s: float, at_end: bool) -> list[OutBatch]:
+        """Decisions by the clock, written to the log for others (rule 5); never touches what `process` computes."""
+
+
+class Pipeline(Protocol):
+    """The stages of one worker, by input topic."""
+
+    @property
+    def topics(self) -> Sequence[TopicInfo]:
+        """Every topic that is read or written."""
+
+    @property
+    def inputs(self) -> Sequence[str]:
+        """The topics that are read, each by one stage."""
+
+    def warm(self) -> None:
+        """Compiles and loads what the first batch would otherwise wait for."""
+
+    def bind(self, topics: Mapping[str, TopicInfo]) -> None:
+        """What the broker says of the topics, before the first task."""
+
+    def start_offset(self, tp: TP, live_from: int, earliest: int) -> int:
+        """Where to read from for the state to be whole at ``live_from``."""
+
+    def task(self, tp: TP) -> Task:
+        """A task with the state that belongs to `start_offset`."""
+
+
+def ensure_topics(log: Log, topics: Sequence[TopicInfo]) -> dict[str, TopicInfo]:
+    """Creates the missing topics, waiting for the broker; returns all of them as they are."""
+    admin = log.admin()
+    try:
+        created = admin.create_topics(topics)
+        if created:
+            logger.info("created topics %s", ", ".join(created))
+        return admin.topics([t.name for t in topics])
+    finally:
+        admin.close()
+
+
+class Worker:
+    """Runs ``pipeline`` as a member of ``group`` until `stop` or a fatal error.
+
+    ``hard_exit`` ends the process when a stage hangs, since nothing gentler works then.
+    """
+
+    def __init__(
+        self,
+        log: Log,
+        pipeline: Pipeline,
+        group: str,
+        *,
+        settings: ReaderSettings | None = None,
+        on_ready: Callable[[], None] = lambda: None,
+        hard_exit: Callable[[int], Any] = os._exit,
+    ) -> None:
+        self._log = log
+        self._pipeline = pipeline
+        self._group = group
+        self._settings = settings or ReaderSettings()
+        self._on_ready = on_ready
+        self._hard_exit = hard_exit
+        self._tasks: dict[TP, tuple[int, Task]] = {}
+        self._inside: set[TP] = set()
+        self._error: FatalError | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ended = asyncio.Event()
+        self._producer: LogProducer | None = None
+        self._reader: BlockReader | None = None
+        self._consumer: BlockConsumer | None = None
+        self._topics: dict[str, TopicInfo] = {}
+
+    @property
+    def reader(self) -> BlockReader | None:
+        """The consumer thread, once subscribed."""
+        return self._reader
+
+    @property
+    def error(self) -> FatalError | None:
+        """Why the worker ended, if it had to."""
+        return self._error
+
+    async def run(self) -> int:
+        """Runs until stopped; returns the exit code."""
+        self._loop = asyncio.get_running_loop()
+        try:
+            await asyncio.to_thread(self._pipeline.warm)
+            self._topics = await asyncio.to_thread(ensure_topics, self._log, self._pipeline.topics)
+            self._pipeline.bind(self._topics)
+        except FatalError as exc:
+            self._error = exc
+            logger.error("%s", exc)
+            return EXIT_FAILED
+        if self._ended.is_set():
+            return EXIT_OK
+        self._producer = self._log.producer()
+        app = self._build_app()
+        await app.start()
+        ticking = asyncio.create_task(self._tick())
+        await self._ended.wait()
+        if self._reader is not None:
+            self._reader.leave(drain=self._error is None)
+            await asyncio.to_thread(self._reader.join, self._settings.drain_s + 5)
+        ticking.cancel()
+        await app.stop()
+        self._producer.close()
+        if self._error is not None:
+            logger.error("%s", self._error)
+            return EXIT_FAILED
+        return EXIT_OK
+
+    def stop(self) -> None:
+        """Finish what was taken, commit, leave the group. From any thread or a signal handler."""
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._ended.set)
+
+    def _build_app(self) -> BlockApp:
+        app = BlockApp(
+            self._group,
+            broker=self._log.url,
+            store="memory://",
+            autodiscover=False,
+            web_enabled=False,
+            topic_disable_leader=True,
+            topic_allow_declare=False,
+            stream_recovery_delay=0.0,
+            stream_wait_empty=False,
+        )
+        app.on_subscribed = self._on_subscribed
+        for topic in self._pipeline.inputs:
+            app.agent(app.topic(topic, schema=BlockSchema(), acks=False), name=f"headrace.{topic}")(self._agent)
+        return app
+
+    async def _agent(self, stream: faust.StreamT[RecordBatch]) -> None:
+        batches: AsyncIterator[RecordBatch] = stream
+        async for batch in batches:
+            await self._handle(batch)
+
+    async def _on_subscribed(self, consumer: BlockConsumer, topics: list[str]) -> Mapping[str, int]:
+        self._consumer = consumer
+        self._reader = BlockReader(self._log, self._group, topics, self, self._settings)
+        self._reader.start()
+        return {name: self._topics[name].partitions for name in topics}
+
+    async def _handle(self, batch: RecordBatch) -> None:
+        """One batch through its task. Never raises: what cannot be handled ends the worker with a reason."""
+        reader = self._reader
+        assert reader is not None
+        if not await reader.begin(batch):
+            return
+        self._inside.add(batch.tp)
+        try:
+            epoch, task = self._tasks.get(batch.tp, (0, None))
+            if task is None or epoch != batch.epoch:
+                task = self._pipeline.task(batch.tp)
+                self._tasks[batch.tp] = (batch.epoch, task)
+            await self._send(task.process(batch), reader)
+        except asyncio.CancelledError:
+            raise
+        except FatalError as exc:
+            self.failed(exc)
+            return
+        except Exception as exc:
+            logger.exception("stage failed")
+            tp = batch.tp
+            self.failed(
+                FatalError(
+                    "stage-failed",
+                    f"{tp.topic}/{tp.partition} offsets {batch.offsets[0]}..{batch.offsets[-1]}: "
+                    f"{type(exc).__name__}: {exc}. Nothing after the last commit counts; report this with the log.",
+                )
+            )
+            return
+        finally:
+            self._inside.discard(batch.tp)
+        reader.done(batch)
+
+    async def _tick(self) -> None:
+        """Ten times a second: the tasks' decisions by the clock, between batches."""
+        while True:
+            await asyncio.sleep(0.1)
+            reader = self._reader
+            if reader is None:
+                continue
+            ends = reader.at_end()
+            for tp, (epoch, task) in list(self._tasks.items()):
+                if tp in ends and tp not in self._inside and reader.owns(tp, epoch):
+                    outputs = task.tick(time.monotonic(), ends[tp])
+                    if outputs:
+                        await self._send(outputs, reader)
+
+    async def _send(self, outputs: list[OutBatch], reader: BlockReader) -> None:
+        assert self._producer is not None
+        for out in outputs:
+            try:
+                sent = self._producer.send(out)
+                if sent < len(out):
+                    await self._send_rest(out, sent, reader)
+            except DeliveryFailed as exc:
+                raise FatalError("delivery-failed", f"{exc}. A restarted worker sends it again.") from exc
+
+    async def _send_rest(self, out: OutBatch, sent: int, reader: BlockReader) -> None:
+        """Back-pressure: the producer's queue is full; the stage waits, and with it the consumer."""
+        assert self._producer is not None
+        since = warned = time.monotonic()
+        while sent < len(out):
+            reader.waiting()
+            self._producer.poll(0)
+            await asyncio.sleep(0.005)
+            sent = self._producer.send(out, sent)
+            now = time.monotonic()
+            if now - warned > 10:
+                warned = now
+                logger.warning("the producer's queue has been full for %.0f s: is the broker up?", now - since)
+
+    # -- ReaderHost, on the consumer thread --
+
+    def start_offset(self, tp: TP, live_from: int, earliest: int) -> int:
+        return self._pipeline.start_offset(tp, live_from, earliest)
+
+    def deliver(self, batches: list[RecordBatch]) -> None:
+        assert self._loop is not None and self._consumer is not None
+        self._loop.call_soon_threadsafe(self._consumer.deliver, batches)
+
+    def dropped(self, partitions: list[TP]) -> None:
+        assert self._loop is not None
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._drop_tasks, partitions)
+
+    def _drop_tasks(self, partitions: list[TP]) -> None:
+        for tp in partitions:
+            epoch, _ = self._tasks.get(tp, (0, None))
+            reader = self._reader
+            # the partition may have come back meanwhile, with a newer epoch and a new task
+            if reader is None or not reader.owns(tp, epoch):
+                self._tasks.pop(tp, None)
+
+    def flush(self, timeout_s: float) -> int:
+        assert self._producer is not None
+        return self._producer.flush(timeout_s)
+
+    def ready(self) -> None:
+        self._on_ready()
+
+    def failed(self, error: FatalError) -> None:
+        assert self._loop is not None
+        if self._error is None:
+            self._error = error
+        if error.reason == "stage-stalled":
+            logger.critical("%s", error)
+            self._hard_exit(EXIT_WATCHDOG)
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._ended.set)

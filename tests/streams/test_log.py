@@ -1,0 +1,247 @@
+"""One conformance suite for both logs: what the transport relies on."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+
+import pytest
+
+from streams.errors import FatalError
+from streams.log import TP, CommitFailed, Log, LogConsumer, OutBatch, RecordBatch, TopicInfo, connect
+
+
+@pytest.fixture(params=["memory", pytest.param("kafka", marks=pytest.mark.kafka)])
+def log(request: pytest.FixtureRequest) -> Log:
+    if request.param == "memory":
+        return connect(f"memory://{uuid.uuid4().hex}")
+    return connect(f"headrace://{request.getfixturevalue('kafka').bootstrap}", {"session.timeout.ms": 6000})
+
+
+@pytest.fixture
+def topic(log: Log) -> Iterator[str]:
+    name = f"t-{uuid.uuid4().hex[:8]}"
+    admin = log.admin()
+    assert admin.create_topics([TopicInfo(name, 2, "", {"max.message.bytes": "16777216"})]) == [name]
+    yield name
+    admin.close()
+
+
+class Listener:
+    """Starts every partition where it is told, else at the committed offset, else at 0."""
+
+    def __init__(self, consumer: LogConsumer, start: int | None = None) -> None:
+        self.consumer = consumer
+        self.start = start
+        self.events: list[tuple[str, list[TP]]] = []
+        self.before_revoke: Callable[[list[TP]], None] = lambda _: None
+
+    def on_assign(self, partitions: list[TP]) -> Mapping[TP, int | None]:
+        self.events.append(("assign", partitions))
+        committed = self.consumer.committed(partitions)
+        return {tp: self.start if self.start is not None else committed[tp] or 0 for tp in partitions}
+
+    def on_revoke(self, partitions: list[TP]) -> None:
+        self.before_revoke(partitions)
+        self.events.append(("revoke", partitions))
+
+    def on_lost(self, partitions: list[TP]) -> None:
+        self.events.append(("lost", partitions))
+
+
+def read(consumer: LogConsumer, n: int, turns: int = 300) -> list[RecordBatch]:
+    got: list[RecordBatch] = []
+    for _ in range(turns):
+        if sum(map(len, got)) >= n:
+            break
+        got += consumer.poll(0.1, 100)
+    return got
+
+
+@pytest.fixture
+def group() -> str:
+    return f"g-{uuid.uuid4().hex[:8]}"
+
+
+def member(log: Log, group: str, topic: str, start: int | None = None) -> tuple[LogConsumer, Listener]:
+    consumer = log.consumer(group)
+    listener = Listener(consumer, start)
+    consumer.subscribe([topic], listener)
+    return consumer, listener
+
+
+def send(log: Log, batch: OutBatch) -> None:
+    producer = log.producer()
+    assert producer.send(batch) == len(batch)
+    assert producer.flush(10) == 0
+    producer.close()
+
+
+def test_keys_values_headers_timestamps_and_nulls_come_back(log: Log, topic: str, group: str) -> None:
+    values = [b"a", None, b"", bytes(range(256))]
+    keys = [b"k", None, b"", b"\x00\xff"]
+    headers = [[("source", b"transactions/3/1234"), ("source", b"again")], [], [("h", b"")], []]
+    send(log, OutBatch(topic, values, keys, 1, headers))
+    consumer, _ = member(log, group, topic)
+    [batch] = read(consumer, 4)
+    assert batch.tp == TP(topic, 1)
+    assert batch.values == values and batch.keys == keys
+    assert [batch.headers(i) for i in range(4)] == headers
+    assert batch.offsets == [0, 1, 2, 3] and batch.next_offset == 4
+    assert all(t > 1_600_000_000_000 for t in batch.timestamps)
+    consumer.close()
+
+
+def test_the_default_partitioner_is_the_java_clients(log: Log, group: str) -> None:
+    name = f"p-{uuid.uuid4().hex[:8]}"
+    log.admin().create_topics([TopicInfo(name, 7, "")])
+    # murmur2 of the Java client: toPositive(hash) % 7, with the hashes of Kafka's own UtilsTest
+    expected = {b"21": -973932308, b"foobar": -790332482, b"abc": 479470107, b"a-little-bit-long-string": -985981536}
+    send(log, OutBatch(name, [b"v"] * len(expected), list(expected)))
+    consumer, _ = member(log, group, name)
+    got = {key: b.tp.partition for b in read(consumer, len(expected)) for key in b.keys}
+    assert got == {key: (h & 0x7FFFFFFF) % 7 for key, h in expected.items()}
+    consumer.close()
+
+
+def test_commit_is_where_the_next_member_starts(log: Log, topic: str, group: str) -> None:
+    send(log, OutBatch(topic, [b"%d" % i for i in range(10)], None, 0))
+    consumer, _ = member(log, group, topic)
+    read(consumer, 10)
+    consumer.commit({TP(topic, 0): 7})
+    consumer.close()
+    again, _ = member(log, group, topic)
+    assert [v for b in read(again, 3) for v in b.values] == [b"7", b"8", b"9"]
+    assert again.committed([TP(topic, 0), TP(topic, 1)]) == {TP(topic, 0): 7, TP(topic, 1): None}
+    again.close()
+
+
+def test_position_range_and_seek(log: Log, topic: str, group: str) -> None:
+    tp = TP(topic, 0)
+    send(log, OutBatch(topic, [b"x"] * 5, None, 0))
+    consumer, _ = member(log, group, topic)
+    read(consumer, 5)
+    assert consumer.position(tp) == 5
+    assert consumer.offset_range(tp) == (0, 5)
+    consumer.seek(tp, 3)
+    assert [o for b in read(consumer, 2) for o in b.offsets] == [3, 4]
+    consumer.close()
+
+
+def test_paused_partitions_give_nothing_and_lose_nothing(log: Log, topic: str, group: str) -> None:
+    consumer, _ = member(log, group, topic)
+    send(log, OutBatch(topic, [b"first"], None, 0))
+    read(consumer, 1)
+    consumer.pause([TP(topic, 0)])
+    send(log, OutBatch(topic, [b"held"], None, 0))
+    send(log, OutBatch(topic, [b"flows"], None, 1))
+    assert [v for b in read(consumer, 1) for v in b.values] == [b"flows"]
+    assert read(consumer, 1, turns=3) == []
+    consumer.resume([TP(topic, 0)])
+    assert [v for b in read(consumer, 1) for v in b.values] == [b"held"]
+    consumer.close()
+
+
+def test_a_second_member_takes_half_and_gives_it_back(log: Log, topic: str, group: str) -> None:
+    first, first_events = member(log, group, topic)
+    read(first, 1, turns=20)
+    assert first.assignment() == {TP(topic, 0), TP(topic, 1)}
+    second, second_events = member(log, group, topic)
+    for _ in range(200):
+        first.poll(0.05, 10)
+        second.poll(0.05, 10)
+        if second.assignment():
+            break
+    assert len(first.assignment()) == len(second.assignment()) == 1
+    assert first.assignment() | second.assignment() == {TP(topic, 0), TP(topic, 1)}
+    moved = second.assignment()
+    assert [e for e in first_events.events if e[0] == "revoke"] == [("revoke", sorted(moved))]
+    second.close()
+    for _ in range(200):
+        first.poll(0.05, 10)
+        if len(first.assignment()) == 2:
+            break
+    assert first.assignment() == {TP(topic, 0), TP(topic, 1)}
+    assert ("revoke", sorted(moved)) in second_events.events
+    first.close()
+
+
+def test_a_commit_inside_revocation_counts(log: Log, topic: str, group: str) -> None:
+    send(log, OutBatch(topic, [b"x"] * 4, None, 0))
+    send(log, OutBatch(topic, [b"x"] * 4, None, 1))
+    first, events = member(log, group, topic)
+    read(first, 8)
+    events.before_revoke = lambda tps: first.commit(dict.fromkeys(tps, 4))
+    second, _ = member(log, group, topic)
+    for _ in range(200):
+        first.poll(0.05, 10)
+        got = second.poll(0.05, 10)
+        assert got == []
+        if second.assignment():
+            break
+    assert second.assignment()
+    assert read(second, 1, turns=3) == []
+    first.close()
+    second.close()
+
+
+def test_a_member_that_does_not_poll_any_more_is_replaced(log: Log, topic: str, group: str) -> None:
+    if log.url.startswith("memory"):
+        now = [0.0]
+        log.clock = lambda: now[0]  # type: ignore[attr-defined]
+    first, events = member(log, group, topic)
+    read(first, 1, turns=20)
+    second, _ = member(log, group, topic)
+    if log.url.startswith("memory"):
+        now[0] += 100.0
+    else:
+        pytest.skip("librdkafka sends heartbeats by itself; a killed process is tried in test_worker_kafka")
+    second.poll(0.1, 10)
+    second.poll(0.1, 10)
+    assert second.assignment() == {TP(topic, 0), TP(topic, 1)}
+    with pytest.raises(CommitFailed):
+        first.commit({TP(topic, 0): 1})
+    first.poll(0.1, 10)
+    assert events.events[1][0] == "lost"
+    second.close()
+    first.close()
+
+
+def test_a_quiet_topic_wakes_the_poll_at_once(log: Log, topic: str, group: str) -> None:
+    consumer, _ = member(log, group, topic)
+    read(consumer, 1, turns=20)
+    threading.Timer(0.2, send, (log, OutBatch(topic, [b"x"], None, 0))).start()
+    batches = consumer.poll(20.0, 1000)
+    assert [v for b in batches for v in b.values] == [b"x"]
+    consumer.close()
+
+
+def test_an_offset_that_is_gone_is_an_error_not_a_jump(log: Log, topic: str, group: str) -> None:
+    consumer, _ = member(log, group, topic, start=99)
+    with pytest.raises(FatalError, match="offset-out-of-range"):
+        read(consumer, 1, turns=100)
+    consumer.close()
+
+
+def test_topics_have_partitions_and_an_id_that_changes_when_made_again(log: Log, topic: str) -> None:
+    admin = log.admin()
+    before = admin.topics([topic])[topic]
+    assert before.partitions == 2
+    assert admin.create_topics([TopicInfo(topic, 9, "")]) == []
+    admin.delete_topics([topic])
+    while topic in admin.topics():
+        pass
+    admin.create_topics([TopicInfo(topic, 3, "")])
+    after = admin.topics([topic])[topic]
+    assert after.partitions == 3 and after.topic_id != before.topic_id
+    admin.close()
+
+
+def test_ten_megabytes_pass(log: Log, topic: str, group: str) -> None:
+    value = b"x" * 10_000_000
+    send(log, OutBatch(topic, [value], None, 0))
+    consumer, _ = member(log, group, topic)
+    [batch] = read(consumer, 1)
+    assert batch.values == [value]
+    consumer.close()

@@ -1,0 +1,177 @@
+"""A small stateful pipeline and helpers to run workers in threads, for tests of transport and worker."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+
+from streams.log import TP, Log, LogConsumer, OutBatch, RecordBatch, TopicInfo
+from streams.reader import BlockReader, ReaderSettings
+from streams.worker import Worker
+
+FAST = ReaderSettings(commit_interval_s=0.05, batch_records=64, revoke_s=5.0, drain_s=5.0)
+
+
+class CountingTask:
+    """Numbers the records of its partition: the output shows whether state and offset stayed together."""
+
+    def __init__(self, pipeline: CountingPipeline, tp: TP) -> None:
+        self.pipeline = pipeline
+        self.tp = tp
+        self.count = 0
+
+    def process(self, batch: RecordBatch) -> list[OutBatch]:
+        self.pipeline.before(self.tp, batch)
+        values = []
+        for value in batch.values:
+            self.count += 1
+            values.append(b"%d:%d:%s" % (self.tp.partition, self.count, value or b""))
+        self.pipeline.replayed += len(batch) if batch.replay else 0
+        if batch.replay:
+            return []
+        headers = [[("source", b"%s/%d/%d" % (self.tp.topic.encode(), self.tp.partition, o))] for o in batch.offsets]
+        return [OutBatch(self.pipeline.output, values, batch.keys, None, headers)]
+
+
+    def tick(self, now_s: float, at_end: bool) -> list[OutBatch]:
+        return []
+
+
+class CountingPipeline:
+    """Topic in -> topic out."""
+
+    def __init__(self, source: str, output: str, partitions: int = 4) -> None:
+        self.source, self.output = source, output
+        self.partitions = partitions
+        self.replayed = 0
+        self.before: Callable[[TP, RecordBatch], None] = lambda tp, batch: None
+
+    @property
+    def topics(self) -> Sequence[TopicInfo]:
+        return [TopicInfo(self.source, self.partitions, ""), TopicInfo(self.output, self.partitions, "")]
+
+    @property
+    def inputs(self) -> Sequence[str]:
+        return [self.source]
+
+    def warm(self) -> None:
+        pass
+
+    def bind(self, topics: Mapping[str, TopicInfo]) -> None:
+        pass
+
+    def start_offset(self, tp: TP, live_from: int, earliest: int) -> int:
+        return earliest
+
+    def task(self, tp: TP) -> CountingTask:
+        return CountingTask(self, tp)
+
+
+class Running:
+    """A worker in a thread of its own."""
+
+    def __init__(self, log: Log, pipeline: CountingPipeline, group: str, settings: ReaderSettings = FAST) -> None:
+        self.pipeline = pipeline
+        self.ready = threading.Event()
+        self.exits: list[int] = []
+        self.code: int | None = None
+        self._worker: Worker | None = None
+        self._log, self._group, self._settings = log, group, settings
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        async def main() -> int:
+            self._worker = Worker(
+                self._log,
+                self.pipeline,
+                self._group,
+                settings=self._settings,
+                on_ready=self.ready.set,
+                hard_exit=self._hard_exit,
+            )
+            return await self._worker.run()
+
+        self.code = asyncio.run(main())
+
+    def _hard_exit(self, code: int) -> None:
+        self.exits.append(code)
+
+    @property
+    def reader(self) -> BlockReader:
+        assert self._worker is not None and self._worker.reader is not None
+        return self._worker.reader
+
+    @property
+    def error(self) -> str:
+        assert self._worker is not None
+        return str(self._worker.error)
+
+    def stop(self) -> int:
+        assert self._worker is not None
+        self._worker.stop()
+        self.thread.join(20)
+        assert not self.thread.is_alive(), "the worker did not leave"
+        assert self.code is not None
+        return self.code
+
+
+def names() -> tuple[str, str, str]:
+    """Fresh names: input topic, output topic, group."""
+    suffix = uuid.uuid4().hex[:8]
+    return f"in-{suffix}", f"out-{suffix}", f"g-{suffix}"
+
+
+def send(log: Log, topic: str, values: Sequence[bytes], partitions: int = 4, first: int = 0) -> None:
+    """Values spread over the partitions, in order."""
+    producer = log.producer()
+    for p in range(partitions):
+        mine = [v for i, v in enumerate(values, first) if i % partitions == p]
+        if mine:
+            producer.send(OutBatch(topic, mine, None, p))
+    producer.flush(20)
+    producer.close()
+
+
+class _Reader:
+    def __init__(self, consumer: LogConsumer) -> None:
+        self.consumer = consumer
+
+    def on_assign(self, partitions: list[TP]) -> Mapping[TP, int | None]:
+        return {tp: self.consumer.offset_range(tp)[0] for tp in partitions}
+
+    def on_revoke(self, partitions: list[TP]) -> None:
+        pass
+
+    def on_lost(self, partitions: list[TP]) -> None:
+        pass
+
+
+def read_all(log: Log, topic: str, enough: Callable[[list[RecordBatch]], bool], timeout_s: float = 60) -> list[RecordBatch]:
+    """Batches of the topic from its start until there are enough."""
+    consumer = log.consumer(f"read-{uuid.uuid4().hex}")
+    consumer.subscribe([topic], _Reader(consumer))
+    got: list[RecordBatch] = []
+    deadline = time.monotonic() + timeout_s
+    try:
+        while not enough(got):
+            assert time.monotonic() < deadline, f"only {sum(map(len, got))} records came"
+            got += consumer.poll(0.1, 10_000)
+    finally:
+        consumer.close()
+    return got
+
+
+def values_of(batches: list[RecordBatch]) -> list[bytes]:
+    return [v for b in batches for v in b.values if v is not None]
+
+
+def until(condition: Callable[[], bool], what: str, timeout_s: float = 30) -> None:
+    """Waits for a condition."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"timed out waiting for: {what}"
+        time.sleep(0.01)
