@@ -1,8 +1,8 @@
 """Cost per event of the window engine, by number of keys and how evenly events spread over them.
 
 Events are spaced evenly over 60 days, ids are integers, blocks have 4,000 rows; the first half fills the state, the
-second is timed: median over blocks. Labels come seven days after each transaction, one in a hundred positive; their cost is part of the
-terminal set's. Bias: one process, rows already columns, ids drawn independently, so no key comes in bursts.
+second is timed: median over blocks. Labels come seven days after each transaction, one in a hundred positive; their
+cost is part of the terminal set's. Bias: one process, rows already columns, ids drawn independently, so no key comes in bursts.
 """
 
 from __future__ import annotations
@@ -45,10 +45,12 @@ def run(keys: Sequence[int] = (1_000, 50_000, 1_000_000), events: int = 1_000_00
 
 def _ids(rng: np.random.Generator, n_keys: int, spread: str, events: int) -> IntArray:
     if spread == "uniform":
-        return rng.integers(0, n_keys, events)
+        drawn: IntArray = rng.integers(0, n_keys, events)
+        return drawn
     weights = np.cumsum(np.arange(1, n_keys + 1, dtype=np.float64) ** -_ZIPF_EXPONENT)
     rank = np.searchsorted(weights, rng.random(events) * weights[-1])
-    return rng.permutation(n_keys)[np.minimum(rank, n_keys - 1)]
+    names: IntArray = rng.permutation(n_keys)
+    return names[np.minimum(rank, n_keys - 1)]
 
 
 def _blocks(n_keys: int, spread: str, events: int) -> list[tuple[Block, Block, BoolArray]]:
@@ -70,7 +72,10 @@ def _blocks(n_keys: int, spread: str, events: int) -> list[tuple[Block, Block, B
         columns: dict[str, npt.NDArray[Any]] = {"event_time": times[rows], "amount": amounts[rows]}
         block = Block("bench", 0, rows.stop, np.arange(rows.start, rows.stop), times[rows], ids, columns)
         known = {"transaction_id": Ids(ints=np.arange(ripe.start, ripe.stop))}
-        said: dict[str, npt.NDArray[Any]] = {"label_time": label_times[ripe], "is_fraud": positive[ripe].astype(np.int64)}
+        said: dict[str, npt.NDArray[Any]] = {
+            "label_time": label_times[ripe],
+            "is_fraud": positive[ripe].astype(np.int64),
+        }
         labels = Block("bench", 0, ripe.stop, np.arange(ripe.start, ripe.stop), label_times[ripe], known, said)
         blocks.append((block, labels, interleave(times[rows], label_times[ripe])))
     return blocks

@@ -112,7 +112,8 @@ def _number_field(schema: EventSchema, feature: str, name: str) -> str:
     if name not in numbers:
         kind = f"is of kind {schema.field(name).kind}" if name in schema.names else "does not exist"
         raise FeatureError(
-            f"{feature}: field {name!r} of {schema.topic} {kind}; choose a number: {', '.join(numbers) or 'there is none'}"
+            f"{feature}: field {name!r} of {schema.topic} {kind}; "
+            f"choose a number: {', '.join(numbers) or 'there is none'}"
         )
     return schema.field(name).unit
 

@@ -64,7 +64,7 @@ def interleave(times: IntArray, label_times: IntArray) -> BoolArray:
 
 
 def warm() -> None:
-    """Compiles every kernel, by a tiny run of all states: to be called before the first real block, before subscribing."""
+    """Compiles every kernel, by a tiny run of all states: to be called before subscribing."""
     n = 600
     numbers = np.arange(n, dtype=np.int64)
     times = numbers // 2 * _DAY_MS  # so that keys come, go idle and leave, and every table grows

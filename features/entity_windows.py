@@ -110,7 +110,7 @@ class EntityWindows:
     def to_arrays(self) -> Arrays:
         """The state as arrays in canonical form.
 
-        ``identity`` (32,) uint8 says what features it is of, ``stream_time`` (1,) int64, ``keys`` (m, 2) uint64 in order,
+        ``identity`` (32,) uint8 says of what features, ``stream_time`` (1,) int64, ``keys`` (m, 2) uint64 in order,
         ``event_counts`` (m,), ``event_rows`` (sum, 1 + 2 fields) uint64: time and the values in 128-bit fixed point.
         """
         keys, slots, _ = self._slots.live(self._horizon)

@@ -1,8 +1,8 @@
 """128-bit fixed-point numbers for exact sums: ``(hi, lo)`` uint64, two's complement, one unit = 2**-64.
 
-Every float64 with ``|x| < 2**62`` whose last bit is worth 2**-64 or more (all of magnitude 2**-12 and up) is
-held exactly, others are rounded to the nearest unit. Sums wrap around modulo 2**64, so the difference of two prefix sums is exact as long as the
-sum between them fits, however many values were added before.
+Every float64 with ``|x| < 2**62`` whose last bit is worth 2**-64 or more (all of magnitude 2**-12 and up) is held
+exactly, others are rounded to the nearest unit. Sums wrap around modulo 2**64, so the difference of two prefix sums
+is exact as long as the sum between them fits, however many values were added before.
 """
 
 from __future__ import annotations

@@ -25,8 +25,8 @@ class LabelledWindows(EntityWindows):
 
     A positive label counts for a row at t if it came earlier in the log and its label_time <= t; it finds its row by
     transaction id. The first positive label of a transaction counts. A positive label that comes before its
-    transaction waits for it, until stream time passes it by the state's horizon or ``waiting_max`` are waiting (then the
-    oldest is dropped, counted in `waiting_forced`).
+    transaction waits for it, until stream time passes it by the state's horizon or ``waiting_max`` are waiting (then
+    the oldest is dropped, counted in `waiting_forced`).
     """
 
     def __init__(
@@ -84,8 +84,8 @@ class LabelledWindows(EntityWindows):
     ) -> tuple[FloatArray, BoolArray]:
         """Features (n, k) and late mask (n,) of the block's n rows; labels become part of the state.
 
-        ``labels`` has ids ``transaction_id`` and columns ``label_time``, ``is_fraud``. ``kinds`` (rows + labels,) bool is
-        the order of both in the log, True = the next label (see `interleave`); without it labels come first.
+        ``labels`` has ids ``transaction_id`` and columns ``label_time``, ``is_fraud``. ``kinds`` (rows + labels,) bool
+        is the order of both in the log, True = the next label (see `interleave`); without it labels come first.
         """
         keys, times, values = self._columns(block)
         transactions = block.ids["transaction_id"].keys()

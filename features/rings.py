@@ -155,10 +155,16 @@ def seek(ring: Ring, slot: int, hint: int, t: int) -> int:
             step *= 2
         return _bisect(ring, slot, low, min(low + step - 1, tail), t)
     high = hint
-    while high - step >= head and signed(ring.pool[row_at(ring, slot, high - step)]) > t:
+    while high > head and signed(ring.pool[row_at(ring, slot, high - 1)]) > t:
+        # row high - 1 is above t as well, so the answer is further down
+        high -= 1
+        if high - step < head:
+            return _bisect(ring, slot, head, high, t)
+        if signed(ring.pool[row_at(ring, slot, high - step)]) <= t:
+            return _bisect(ring, slot, high - step + 1, high, t)
         high -= step
         step *= 2
-    return _bisect(ring, slot, max(high - step, head), high, t)
+    return high
 
 
 @helper

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from features.block import BoolArray, IntArray, KeyArray
-from features.kernel import helper, kernel, signed
+from features.kernel import helper, kernel, prefetch, signed
 
 __all__ = [
     "NO_TIME",
@@ -40,6 +40,9 @@ _MIX_HI = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
 _SHIFT_1, _SHIFT_2, _SHIFT_3 = np.uint64(30), np.uint64(27), np.uint64(31)
+
+# rows ahead that are prefetched
+_AHEAD = 16
 
 # columns of KeySlots.meta
 USED, FREE, CAPACITY, STREAM = 0, 1, 2, 3
@@ -150,6 +153,8 @@ def _assign(
     stream = meta[STREAM]
     row = begin
     while row < keys.shape[0]:
+        if row + _AHEAD < keys.shape[0]:
+            prefetch(table, 4 * table_home(keys[row + _AHEAD, 0], keys[row + _AHEAD, 1], table.shape[0] - 1))
         t = times[row]
         late[row] = t < stream - lateness_ms
         place = table_find(table, keys[row, 0], keys[row, 1])

@@ -1,4 +1,4 @@
-"""Settings of a worker: declared once, read from headrace.toml and the environment, checked before anything connects."""
+"""Settings of a worker: declared once, from headrace.toml and the environment, checked before anything connects."""
 
 from __future__ import annotations
 

@@ -11,11 +11,31 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicCollection, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka import (
+    OFFSET_STORED,
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Message,
+    Producer,
+    TopicCollection,
+    TopicPartition,
+)
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
 
 from streams.errors import ConfigError, FatalError
-from streams.log import TP, CommitFailed, DeliveryFailed, OutBatch, RebalanceListener, RecordBatch, TopicInfo
+from streams.log import (
+    TP,
+    CommitFailed,
+    DeliveryFailed,
+    Headers,
+    LogUnavailable,
+    OutBatch,
+    RebalanceListener,
+    RecordBatch,
+    TopicInfo,
+)
 
 __all__ = ["MAX_MESSAGE_BYTES", "KafkaLog"]
 
@@ -161,7 +181,12 @@ class KafkaConsumer:
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         assert self._listener is not None
         starts = self._listener.on_assign([TP(p.topic, p.partition) for p in partitions])
-        consumer.incremental_assign([TopicPartition(tp.topic, tp.partition, start) for tp, start in starts.items()])
+        consumer.incremental_assign(
+            [
+                TopicPartition(tp.topic, tp.partition, OFFSET_STORED if start is None else start)
+                for tp, start in starts.items()
+            ]
+        )
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         assert self._listener is not None
@@ -263,7 +288,7 @@ class KafkaConsumer:
 def _commit_error(error: KafkaError) -> Exception:
     if error.code() in _MOVED_ON:
         return CommitFailed(error.str())
-    return KafkaException(error)
+    return LogUnavailable(error.str())
 
 
 def _retry(call: Callable[[], _T], what: str, timeout_s: float = 300.0) -> _T:
@@ -286,8 +311,9 @@ def _group(messages: list[Message]) -> list[RecordBatch]:
     """The messages by partition, in the order in which each partition first appears."""
     if not messages:
         return []
-    partitions = list(map(Message.partition, messages))
-    topics = list(map(Message.topic, messages))
+    # the stubs allow None where a record from the log never has it
+    partitions: list[Any] = list(map(Message.partition, messages))
+    topics: list[Any] = list(map(Message.topic, messages))
     groups: dict[tuple[str, int], list[Message]] = {}
     if len(set(partitions)) == 1 and len(set(topics)) == 1:
         groups[topics[0], partitions[0]] = messages
@@ -302,16 +328,21 @@ def _group(messages: list[Message]) -> list[RecordBatch]:
 
 
 def _batch(tp: TP, messages: list[Message]) -> RecordBatch:
-    offsets = list(map(Message.offset, messages))
+    offsets: list[Any] = list(map(Message.offset, messages))
     return RecordBatch(
         tp=tp,
         offsets=offsets,
         timestamps=[stamp for _, stamp in map(Message.timestamp, messages)],
         keys=list(map(Message.key, messages)),
         values=list(map(Message.value, messages)),
-        headers=lambda i: list(messages[i].headers() or []),
+        headers=lambda i: _headers(messages[i]),
         next_offset=offsets[-1] + 1,
     )
+
+
+def _headers(message: Message) -> Headers:
+    headers: Any = message.headers()
+    return [(name, b"" if value is None else value) for name, value in headers or []]
 
 
 class KafkaProducer:
@@ -333,7 +364,8 @@ class KafkaProducer:
 
     def send(self, batch: OutBatch, start: int = 0) -> int:
         produce = self._producer.produce
-        topic, values, keys, headers = batch.topic, batch.values, batch.keys, batch.headers
+        topic, values, keys = batch.topic, batch.values, batch.keys
+        headers: Any = batch.headers
         partition = -1 if batch.partition is None else batch.partition
         i = start
         try:

@@ -17,6 +17,7 @@ __all__ = [
     "LogAdmin",
     "LogConsumer",
     "LogProducer",
+    "LogUnavailable",
     "OutBatch",
     "RebalanceListener",
     "RecordBatch",
@@ -167,6 +168,10 @@ class Log(Protocol):
 
 class CommitFailed(Exception):
     """The group has moved on: these partitions are somebody else's now."""
+
+
+class LogUnavailable(Exception):
+    """The log cannot be asked now; it may be again later."""
 
 
 class DeliveryFailed(Exception):

@@ -92,7 +92,9 @@ class EventTimeOrder:
             self._waiting.append((is_label, message.block, times))
             self._count += len(times)
             source.idle = False
-        if message.watermark_ms is not None and (source.watermark_ms is None or message.watermark_ms > source.watermark_ms):
+        if message.watermark_ms is not None and (
+            source.watermark_ms is None or message.watermark_ms > source.watermark_ms
+        ):
             source.watermark_ms = message.watermark_ms
             source.idle = False
         if message.kind == "idle":
@@ -159,7 +161,7 @@ def _sorted(parts: list[tuple[bool, Block, IntArray]]) -> Merged:
 
 
 def _by_time(block: Block, field: str) -> Block:
-    times = block.columns[field]
+    times = block.columns[field].astype(np.int64, copy=False)
     if len(times) < 2 or bool(np.all(times[1:] > times[:-1])):
         return block
     keys = block.ids["transaction_id"].keys()

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from streams.errors import FatalError
-from streams.log import TP, CommitFailed, DeliveryFailed, Log, LogConsumer, RecordBatch
+from streams.log import TP, CommitFailed, DeliveryFailed, Log, LogConsumer, LogUnavailable, RecordBatch
 
 __all__ = ["BlockReader", "ReaderHost", "ReaderSettings", "split_batch"]
 
@@ -350,9 +350,7 @@ class BlockReader(threading.Thread):
         except CommitFailed as exc:
             logger.warning("commit refused, the partitions have moved on: %s", exc)
             return False
-        except FatalError:
-            raise
-        except Exception as exc:  # broker away: outputs are safe, the offsets go with the next commit
+        except LogUnavailable as exc:  # outputs are safe, the offsets go with the next commit
             logger.warning("commit not possible now (%s); trying again", exc)
             return False
         with self._cond:
@@ -425,7 +423,9 @@ class BlockReader(threading.Thread):
             starts[tp] = start
             with self._cond:
                 self._epoch += 1
-                self._partitions[tp] = _Partition(self._epoch, live_from, start, live_from, recovering=start < live_from)
+                self._partitions[tp] = _Partition(
+                    self._epoch, live_from, start, live_from, recovering=start < live_from
+                )
         if partitions:
             names = ", ".join(f"{tp.topic}/{tp.partition}" for tp in partitions)
             replay = sum(self._partitions[tp].live_from - (starts[tp] or 0) for tp in partitions)
@@ -467,7 +467,9 @@ class BlockReader(threading.Thread):
 
     def on_lost(self, partitions: list[TP]) -> None:
         self._forget(partitions)
-        logger.warning("lost %s: not in time for the group", ", ".join(f"{tp.topic}/{tp.partition}" for tp in partitions))
+        logger.warning(
+            "lost %s: not in time for the group", ", ".join(f"{tp.topic}/{tp.partition}" for tp in partitions)
+        )
 
     def _forget(self, partitions: list[TP]) -> None:
         with self._cond:

@@ -13,12 +13,12 @@ import itertools
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import faust
 from faust.transport import base
-from faust.types import TP as FaustTP
 from faust.types import ConsumerMessage
+from faust.types.tuples import TP as FaustTP  # noqa: N811 - it is a class
 
 from streams.log import RecordBatch
 
@@ -38,7 +38,7 @@ class BlockApp(faust.App):
         """Nothing: Faust makes a data directory for its tables, which are not used."""
 
 
-class BlockSchema(faust.Schema):
+class BlockSchema(faust.Schema[Any, Any]):
     """Hands an agent the batch itself as the event's value."""
 
     def compile(self, app: Any, **kwargs: Any) -> Callable[..., Awaitable[Any]]:
@@ -68,7 +68,8 @@ class BlockConsumer(base.Consumer):
     async def subscribe(self, topics: Iterable[str]) -> None:
         if self._everything:
             raise RuntimeError("the agents' topics are fixed once the app has started; declare all agents before")
-        partitions = await self.app.on_subscribed(self, sorted(topics))
+        app = cast(BlockApp, self.app)
+        partitions = await app.on_subscribed(self, sorted(topics))
         self._everything = {FaustTP(t, p) for t, n in partitions.items() for p in range(n)}
         # not awaited here: the assignment waits for this very subscription to be done
         self.add_future(self._announce())
@@ -100,7 +101,7 @@ class BlockConsumer(base.Consumer):
             timestamp_type=0,
             headers={},
             key=None,
-            value=record,
+            value=cast(Any, record),
             checksum=None,
             tp=tp,
             generation_id=self.app.consumer_generation_id,
@@ -133,10 +134,10 @@ class BlockConsumer(base.Consumer):
         return None
 
     async def earliest_offsets(self, *partitions: FaustTP) -> Mapping[FaustTP, int]:
-        return {tp: 0 for tp in partitions}
+        return dict.fromkeys(partitions, 0)
 
     async def highwaters(self, *partitions: FaustTP) -> Mapping[FaustTP, int]:
-        return {tp: 0 for tp in partitions}
+        return dict.fromkeys(partitions, 0)
 
     def _new_topicpartition(self, topic: str, partition: int) -> FaustTP:
         return FaustTP(topic, partition)

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import faust
@@ -161,8 +161,7 @@ class Worker:
         return app
 
     async def _agent(self, stream: faust.StreamT[RecordBatch]) -> None:
-        batches: AsyncIterator[RecordBatch] = stream
-        async for batch in batches:
+        async for batch in stream:
             await self._handle(batch)
 
     async def _on_subscribed(self, consumer: BlockConsumer, topics: list[str]) -> Mapping[str, int]:

@@ -40,9 +40,6 @@ COMMANDS = {
     "bench": "measure: throughput, latency, predictors, features",
     "simulate": "send simulated card payments and labels to Kafka, at a rate",
     "broker": "start a real single-node Apache Kafka in the foreground, without Docker",
-    "topics": "create the topics of all pipelines, or list the topics",
-    "produce": "send the events of a file to a topic",
-    "consume": "write the records of a topic to a file",
 }
 
 

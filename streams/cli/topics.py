@@ -27,10 +27,8 @@ def run(args: argparse.Namespace) -> int:
 
     settings = load_settings(overrides={"bootstrap": args.bootstrap, "partitions": args.partitions})
     log = connect(settings.log_url(), settings.kafka_config())
-    if args.action == "create":
-        there = ensure_topics(log, all_topics(settings.partitions))
-    else:
-        there = log.admin().topics()
+    create = args.action == "create"
+    there = ensure_topics(log, all_topics(settings.partitions)) if create else log.admin().topics()
     if args.json:
         print_json({"topics": {name: info.partitions for name, info in sorted(there.items())}})
     else:

@@ -1,7 +1,7 @@
 """The fraud pipeline: transactions and labels in, scores out.
 
-    transactions ──► card ──► fraud.by-terminal ──► terminal ──► fraud-scores
-    transaction-labels ──► label router ──┘
+transactions ──► card ──► fraud.by-terminal ──► terminal ──► fraud-scores
+transaction-labels ──► label router ──┘
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import orjson
@@ -100,7 +101,7 @@ class FraudPipeline:
             trial.task(TP(BY_TERMINAL, 0)).process(_trial_batch(BY_TERMINAL, shuffled, now))
 
     def figures(self) -> dict[str, int]:
-        """What this worker has done since it started: received = scored + dead_letters + duplicates, once all is out."""
+        """What this worker has done since its start; once all is out, received = scored + dead_letters + duplicates."""
         names = ("received", "scored", "dead_letters", "duplicates", "late", "labels", "replayed", "resent_rows")
         return {name: self.meters.counts[name] for name in names}
 
@@ -317,9 +318,7 @@ class TerminalTask:
             slot = self.pipeline.slot
             raw, score = slot.score(matrix)
         with meters.part("encode"):
-            values = self._encoder.encode(
-                rows, features=matrix, late=late, model=slot.label, score=score, raw=raw
-            )
+            values = self._encoder.encode(rows, features=matrix, late=late, model=slot.label, score=score, raw=raw)
             keys = rows.ids["transaction_id"].texts()
             headers = [[("source", source)] for source in self._sources(rows)]
         counts["scored"] += len(rows)
@@ -336,6 +335,6 @@ class TerminalTask:
         partitions = rows.columns["source_partition"]
         out: list[bytes] = []
         bounds = [0, *(np.flatnonzero(np.diff(partitions)) + 1).tolist(), len(rows)]
-        for start, end in zip(bounds, bounds[1:], strict=False):
+        for start, end in pairwise(bounds):
             out += source_headers(TRANSACTIONS, int(partitions[start]), rows.offsets[start:end])
         return out

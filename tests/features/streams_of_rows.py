@@ -1,4 +1,4 @@
-"""Rows and labels for the engine tests: hypothesis strategies, seeded long runs, and the engine driven like the oracle."""
+"""Rows and labels for the engine tests: hypothesis strategies and seeded long runs."""
 
 from __future__ import annotations
 

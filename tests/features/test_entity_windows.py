@@ -133,7 +133,7 @@ def test_no_rows() -> None:
 
 @pytest.mark.parametrize("amount", [float("nan"), float("inf"), -1e300])
 def test_values_that_cannot_be_summed_are_refused(amount: float) -> None:
-    with pytest.raises(StateError, match="amount.*row 1"):
+    with pytest.raises(StateError, match=r"amount.*row 1"):
         engine().process(blocks_of([Op(0, 1, 1, 1.0), Op(1, 2, 1, amount)], "card_id")[0])
 
 

@@ -35,7 +35,6 @@ class CountingTask:
         headers = [[("source", b"%s/%d/%d" % (self.tp.topic.encode(), self.tp.partition, o))] for o in batch.offsets]
         return [OutBatch(self.pipeline.output, values, batch.keys, None, headers)]
 
-
     def tick(self, now_s: float, at_end: bool) -> list[OutBatch]:
         return []
 
@@ -150,7 +149,9 @@ class _Reader:
         pass
 
 
-def read_all(log: Log, topic: str, enough: Callable[[list[RecordBatch]], bool], timeout_s: float = 60) -> list[RecordBatch]:
+def read_all(
+    log: Log, topic: str, enough: Callable[[list[RecordBatch]], bool], timeout_s: float = 60
+) -> list[RecordBatch]:
     """Batches of the topic from its start until there are enough."""
     consumer = log.consumer(f"read-{uuid.uuid4().hex}")
     consumer.subscribe([topic], _Reader(consumer))
