@@ -2,7 +2,8 @@
 
 Events are spaced evenly over 60 days, ids are integers, blocks have 4,000 rows; the first half fills the state, the
 second is timed: median over blocks. Labels come seven days after each transaction, one in a hundred positive; their
-cost is part of the terminal set's. Bias: one process, rows already columns, ids drawn independently, so no key comes in bursts.
+cost is part of the terminal set's. Bias: one process, rows already columns, ids drawn independently, so no key
+comes in bursts.
 """
 
 from __future__ import annotations

@@ -2,12 +2,13 @@
 
 ``_nrt=False`` leaves out numba's reference counting of array arguments, which is atomic and not pruned across calls
 of helper functions: with it the window kernels are twice as slow. In return a kernel cannot allocate: its scratch
-arrays are arguments, which also keeps what it needs in plain sight.
-"""
+arrays are x"""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,16 +22,33 @@ __all__ = ["helper", "kernel", "prefetch", "signed"]
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+def _package_digest() -> str:
+    digest = hashlib.sha256()
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.name.encode() + b"\0" + source.read_bytes())
+    return digest.hexdigest()
+
+
+_DIGEST = _package_digest()
+
+
+def _compiled(function: F, **options: bool) -> F:
+    dispatcher = njit(cache=True, nogil=True, _nrt=False, **options)(function)
+    # numba has no public way to add to the stamp; where this private one goes, the tests of the cache say so
+    cache_file = dispatcher._cache._cache_file
+    cache_file._source_stamp = (cache_file._source_stamp, _DIGEST)
+    compiled: F = dispatcher
+    return compiled
+
+
 def kernel(function: F) -> F:
     """Compiles ``function`` on first call (cached on disk, releases the GIL); it must not allocate arrays."""
-    compiled: F = njit(cache=True, nogil=True, _nrt=False)(function)
-    return compiled
+    return _compiled(function)
 
 
 def helper(function: F) -> F:
     """A `kernel` called from others only, and always inlined: each array argument would be seven words to pass."""
-    compiled: F = njit(cache=True, nogil=True, _nrt=False, forceinline=True)(function)
-    return compiled
+    return _compiled(function, forceinline=True)
 
 
 @helper

@@ -16,9 +16,11 @@ from pathlib import Path
 from models.errors import ModelError
 from models.package import Draft, LoadedModel, Manifest, load_package, read_manifest, write_files
 
-__all__ = ["ALIASES", "Entry", "Registry"]
+__all__ = ["ALIASES", "Entry", "Registry", "check_name"]
 
 ALIASES = ("champion", "challenger", "shadow")
+#: in aliases.json: the champion before the present one; no reference, only `Registry.rollback` reads it
+_PREVIOUS = "previous"
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 
 
@@ -43,11 +45,7 @@ class Registry:
 
     def add(self, draft: Draft, alias: str | None = None) -> Manifest:
         """Store ``draft`` as the next version of its name, then point ``alias`` at it."""
-        if not _NAME.fullmatch(draft.name) or draft.name in ALIASES:
-            raise ModelError(
-                f"model name: {draft.name!r} cannot be used; take lower case letters, digits and . _ - "
-                f"(at most 64, none of {', '.join(ALIASES)})"
-            )
+        check_name(draft.name)
         _check_alias(alias)
         with self._locked():
             home = self.root / draft.name
@@ -77,6 +75,15 @@ class Registry:
 
     def aliases(self) -> dict[str, str]:
         """alias -> "name@version"."""
+        return {alias: label for alias, label in self._pointers().items() if alias != _PREVIOUS}
+
+    @property
+    def previous(self) -> str | None:
+        """ "name@version" of the champion that `rollback` goes back to."""
+        return self._pointers().get(_PREVIOUS)
+
+    def _pointers(self) -> dict[str, str]:
+        """aliases.json."""
         path = self.root / "aliases.json"
         try:
             found = json.loads(path.read_text("utf-8"))
@@ -115,12 +122,34 @@ class Registry:
             self._point(alias, label)
         return label
 
+    def rollback(self, features: Sequence[str] | None = None, schema_hash: str | None = None) -> str:
+        """Make the champion before the present one champion again, once it is verified as by `get`; returns its
+        "name@version". One step: afterwards no earlier champion is remembered."""
+        with self._locked():
+            pointers = self._pointers()
+            label = pointers.pop(_PREVIOUS, None)
+            if label is None:
+                raise ModelError(
+                    f"rollback: no champion before the present one is remembered in {self.root}; "
+                    "choose a version with `headrace models promote NAME@VERSION`"
+                )
+            self.get(label, features, schema_hash)
+            self._write(pointers | {"champion": label})
+        return label
+
     def _point(self, alias: str, label: str) -> None:
+        """Point one alias at a package; the lock is held."""
+        pointers = self._pointers()
+        before = pointers.get("champion")
+        if alias == "champion" and before not in (None, label):
+            pointers[_PREVIOUS] = str(before)
+        self._write(pointers | {alias: label})
+
+    def _write(self, pointers: dict[str, str]) -> None:
         """Write aliases.json beside and rename; the lock is held."""
-        aliases = self.aliases() | {alias: label}
         scratch = self.root / f".aliases.{os.getpid()}"
         with scratch.open("w", encoding="utf-8") as file:
-            json.dump(aliases, file, indent=1, sort_keys=True)
+            json.dump(pointers, file, indent=1, sort_keys=True)
             file.flush()
             os.fsync(file.fileno())
         scratch.replace(self.root / "aliases.json")
@@ -139,6 +168,15 @@ class Registry:
         with (self.root / ".lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+def check_name(name: str) -> None:
+    """ModelError when a package cannot have this name."""
+    if not _NAME.fullmatch(name) or name in ALIASES:
+        raise ModelError(
+            f"model name: {name!r} cannot be used; take lower case letters, digits and . _ - "
+            f"(at most 64, none of {', '.join(ALIASES)})"
+        )
 
 
 def _check_alias(alias: str | None) -> None:

@@ -12,12 +12,13 @@ import pyarrow.parquet as pq
 
 from streams.errors import ConfigError
 
-__all__ = ["count_rows", "read_records", "read_values"]
+__all__ = ["count_rows", "file_kind", "read_records", "read_values"]
 
 _CHUNK = 8192
 
 
-def _kind(path: Path) -> str:
+def file_kind(path: Path) -> str:
+    """ "parquet" or "jsonl" by the ending; ConfigError where it is neither or there is no such file."""
     if not path.exists():
         raise ConfigError(f"file {path}: not there; check the path")
     suffix = path.suffix.lower()
@@ -30,12 +31,12 @@ def _kind(path: Path) -> str:
 
 def count_rows(path: Path) -> int | None:
     """Rows of a Parquet file; None for JSONL, whose lines are not counted beforehand."""
-    return int(pq.ParquetFile(path).metadata.num_rows) if _kind(path) == "parquet" else None
+    return int(pq.ParquetFile(path).metadata.num_rows) if file_kind(path) == "parquet" else None
 
 
 def read_values(path: Path) -> Iterator[list[bytes]]:
     """The file as JSON values, some thousand at a time, in file order; JSONL lines byte for byte."""
-    if _kind(path) == "jsonl":
+    if file_kind(path) == "jsonl":
         yield from _lines(path)
         return
     try:

@@ -138,6 +138,8 @@ class BlockReader(threading.Thread):
         self._assigned_once = False
         self._progress_at = time.monotonic()
         self._commit_at = time.monotonic()
+        #: CPU seconds of this thread so far: polls, commits and what is between
+        self.cpu_s = 0.0
 
     # -- called on the event loop --
 
@@ -243,6 +245,7 @@ class BlockReader(threading.Thread):
         if time.monotonic() - self._commit_at >= self._settings.commit_interval_s:
             self._commit(flush_s=1.0)
         self._watch_for_stall()
+        self.cpu_s = time.thread_time()
 
     def _accept(self, batches: list[RecordBatch]) -> None:
         settings = self._settings

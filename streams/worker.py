@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -93,11 +94,18 @@ class Worker:
         self._inside: set[TP] = set()
         self._error: FatalError | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._prepared = asyncio.Event()
         self._ended = asyncio.Event()
         self._producer: LogProducer | None = None
         self._reader: BlockReader | None = None
         self._consumer: BlockConsumer | None = None
         self._topics: dict[str, TopicInfo] = {}
+        self._produce_s = 0.0
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """CPU seconds so far of what is not in a stage: ``consume`` (the consumer thread), ``produce``."""
+        return {"consume": self._reader.cpu_s if self._reader is not None else 0.0, "produce": self._produce_s}
 
     @property
     def reader(self) -> BlockReader | None:
@@ -112,16 +120,14 @@ class Worker:
     async def run(self) -> int:
         """Runs until stopped; returns the exit code."""
         self._loop = asyncio.get_running_loop()
-        try:
-            await asyncio.to_thread(self._pipeline.warm)
-            self._topics = await asyncio.to_thread(ensure_topics, self._log, self._pipeline.topics)
-            self._pipeline.bind(self._topics)
-        except FatalError as exc:
-            self._error = exc
-            logger.error("%s", exc)
-            return EXIT_FAILED
+        threading.Thread(target=self._prepare, name="headrace-start", daemon=True).start()
+        waits = [asyncio.create_task(event.wait()) for event in (self._prepared, self._ended)]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
         if self._ended.is_set():
-            return EXIT_OK
+            return self._exit_code()
+        self._pipeline.bind(self._topics)
         self._producer = self._log.producer()
         app = self._build_app()
         await app.start()
@@ -133,10 +139,30 @@ class Worker:
         ticking.cancel()
         await app.stop()
         self._producer.close()
-        if self._error is not None:
-            logger.error("%s", self._error)
-            return EXIT_FAILED
-        return EXIT_OK
+        return self._exit_code()
+
+    def _prepare(self) -> None:
+        """What may take long before the worker joins its group: kernels, and a broker that is not up yet.
+
+        A daemon thread, so that a worker that is told to stop meanwhile stops.
+        """
+        assert self._loop is not None
+        try:
+            self._pipeline.warm()
+            self._topics = ensure_topics(self._log, self._pipeline.topics)
+        except FatalError as exc:
+            self.failed(exc)
+        except Exception as exc:
+            logger.exception("the worker could not start")
+            self.failed(FatalError("start-failed", f"{type(exc).__name__}: {exc}. See the log above."))
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._prepared.set)
+
+    def _exit_code(self) -> int:
+        if self._error is None:
+            return EXIT_OK
+        logger.error("%s", self._error)
+        return EXIT_FAILED
 
     def stop(self) -> None:
         """Finish what was taken, commit, leave the group. From any thread or a signal handler."""
@@ -220,8 +246,10 @@ class Worker:
     async def _send(self, outputs: list[OutBatch], reader: BlockReader) -> None:
         assert self._producer is not None
         for out in outputs:
+            started = time.thread_time()
             try:
                 sent = self._producer.send(out)
+                self._produce_s += time.thread_time() - started
                 if sent < len(out):
                     await self._send_rest(out, sent, reader)
             except DeliveryFailed as exc:

@@ -28,7 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints ``ready`` once assigned and recovered; SIGTERM or Ctrl-C drains, commits and leaves."""
+    """Prints ``ready`` once assigned and recovered; SIGTERM or Ctrl-C drains, commits and leaves.
+
+    With ``--json`` the last line are the figures; SIGUSR1 prints those so far.
+    """
     from streams.config import load_settings
     from streams.fraud_worker import make_worker
 
@@ -39,16 +42,21 @@ def run(args: argparse.Namespace) -> int:
     logging.getLogger("mode").setLevel(logging.WARNING)
     worker, pipeline = make_worker(settings, on_ready=lambda: print("ready", flush=True))
 
+    def report() -> None:
+        figures = pipeline.figures()
+        if args.json:
+            seconds = {**pipeline.meters.seconds, **worker.seconds}
+            print_json({**figures, "seconds": {k: round(v, 4) for k, v in sorted(seconds.items())}})
+        else:
+            print(", ".join(f"{name} {count:,}" for name, count in figures.items()), flush=True)
+
     async def main() -> int:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, worker.stop)
+        loop.add_signal_handler(signal.SIGUSR1, report)
         return await worker.run()
 
     code = asyncio.run(main())
-    figures = pipeline.figures()
-    if args.json:
-        print_json({**figures, "seconds": {k: round(v, 4) for k, v in sorted(pipeline.meters.seconds.items())}})
-    else:
-        print(", ".join(f"{name} {count:,}" for name, count in figures.items()))
+    report()
     return code

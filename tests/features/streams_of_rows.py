@@ -66,7 +66,7 @@ def runs(draw: st.DrawFn, labels: bool, max_ops: int = 60) -> list[Op]:
             label_time = time + STEP_MS * draw(st.integers(-4, 40))
             ops.append(Op(transaction + early * 3, label_time, positive=draw(st.sampled_from([True, True, False]))))
             continue
-        time = now - STEP_MS * draw(st.sampled_from([0, 0, 0, 1, 4, 8, 9, 30, 100]))
+        time = now - STEP_MS * draw(st.sampled_from([0, 0, 0, 1, 4, 8, 9, 30, 100, 140]))
         ops.append(Op(number, time, draw(KEYS), draw(AMOUNTS)))
         known.append((number, time))
     return ops
@@ -87,7 +87,8 @@ def long_run(seed: int, n: int, keys: int, labels: bool) -> list[Op]:
             label_time = time + STEP_MS * int(rng.integers(-4, 40))
             ops.append(Op(transaction + ahead, label_time, positive=bool(rng.random() < 0.7)))
             continue
-        time = now - (STEP_MS * int(rng.integers(0, 40)) if rng.random() < 0.3 else 0)
+        late = rng.choice([0, 40, 160], p=[0.7, 0.27, 0.03])  # up to beyond the longest window
+        time = now - (STEP_MS * int(rng.integers(0, late)) if late else 0)
         key = int(rng.integers(0, keys)) if rng.random() < 0.7 else 0
         ops.append(Op(number, time, key, round(float(rng.gamma(2.0, 30.0)), 2)))
         known.append((number, time))

@@ -38,16 +38,17 @@ def number_of(words: np.ndarray) -> Fraction:
     return Fraction(n - 2**128 if n >> 127 else n, 2**64)
 
 
-@settings(max_examples=500, derandomize=True, deadline=None)
-@given(
-    st.one_of(
-        SIGNED,
-        st.integers(-(2**70), 2**70),
-        st.builds(
-            lambda m, s, d: (m << s) + d, st.integers(-(2**54), 2**54), st.integers(0, 72), st.sampled_from([-1, 0, 1])
-        ),
-    )
+#: halfway between two floats, or one unit beside it
+TIES = st.builds(
+    lambda m, shift, beside: (((2**52 + m) * 2 + 1) << shift) + beside,
+    st.integers(0, 2**52 - 1),
+    st.integers(0, 72),
+    st.sampled_from([-1, 0, 1]),
 )
+
+
+@settings(max_examples=500, derandomize=True, deadline=None)
+@given(st.one_of(SIGNED, st.integers(-(2**70), 2**70), TIES, TIES.map(lambda n: -n)))
 def test_conversion_to_float_rounds_once(n: int) -> None:
     assert to_float(*words_of(n)) == float(Fraction(n, 2**64))
 

@@ -106,6 +106,14 @@ def test_labels_without_a_terminal_before_their_transaction() -> None:
     np.testing.assert_array_equal(matrix[:, 3], [0.0, 0.0, 1.0])
 
 
+@pytest.mark.parametrize(("age_ms", "unknown"), [(38_999, 0), (39_000, 1)])
+def test_a_transaction_is_forgotten_at_the_horizon(age_ms: int, unknown: int) -> None:
+    state = engine()  # longest window 30 s + delay 5 s + lateness 4 s
+    state.process(*blocks_of([Op(1, 2_000, 7), Op(2, 2_000 + age_ms, 8), Op(1, 2_000, positive=True)], "terminal_id"))
+    assert state.labels_unknown == unknown
+    assert len(state.to_arrays()["transaction_keys"]) == 2 - unknown
+
+
 def test_order_of_rows_and_labels() -> None:
     times, label_times = np.array([10, 20, 20, 30]), np.array([5, 20, 30, 31])
     kinds = interleave(times, label_times)

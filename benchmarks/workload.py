@@ -1,0 +1,234 @@
+"""What is measured with: transactions and their labels as records and columns, a model, and the scores read back."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightgbm
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.machine import BenchError
+from features.block import Block, FloatArray, Ids, IntArray
+from features.fraud import DEFAULT
+from models.package import package_from_text
+from models.registry import Registry
+from streams.files import read_records
+from streams.log import TP, Log, LogConsumer, OutBatch
+from streams.offline import feature_matrix
+from streams.pipelines.fraud_stages import StageSettings
+from streams.simulator import DAY_MS, World
+from streams.simulator_stream import label_json, transaction_json
+
+__all__ = ["Records", "Scores", "Workload", "from_files", "read_scores", "send", "simulated", "train"]
+
+#: a Monday; in the past, so no event is in the future of its record
+START_MS = 1_704_067_200_000
+CARDS, TERMINALS = 2_000, 4_000
+TREES, LEAVES = 300, 31
+MODEL = "bench"
+_TRAINING_ROWS_MAX = 100_000
+_SEND_ROWS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """Values and keys to send, in order."""
+
+    values: Sequence[bytes]
+    keys: Sequence[bytes]
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """Transactions in event order, and their labels in order of label_time."""
+
+    name: str
+    transactions: Records
+    labels: Records
+
+    def head(self, n: int) -> Workload:
+        """The first n transactions; all labels stay: those of others wait for what never comes."""
+        return Workload(
+            self.name, Records(self.transactions.values[:n], self.transactions.keys[:n]), self.labels
+        )
+
+
+def _columns(n: int, seed: int) -> tuple[dict[str, npt.NDArray[Any]], dict[str, npt.NDArray[Any]]]:
+    world = World(seed, start_ms=START_MS, cards=CARDS, terminals=TERMINALS)
+    days = int(n / (world.rows_per_day * 0.9)) + 2
+    transactions, labels = world.history(days)
+    if len(transactions["transaction_id"]) < n:
+        raise BenchError(f"the simulated world has {len(transactions['transaction_id'])} events, {n} wanted")
+    known = labels["transaction_id"] < n
+    return {k: v[:n] for k, v in transactions.items()}, {k: v[known] for k, v in labels.items()}
+
+
+def simulated(n: int, seed: int = 1) -> Workload:
+    """n simulated transactions, about 4,000 a day, and their labels, most of them a week later."""
+    transactions, labels = _columns(n, seed)
+    cents = np.rint(transactions["amount"] * 100).astype(np.int64)
+    names = ("transaction_id", "event_time", "card_id", "terminal_id")
+    rows = zip(*(transactions[name].tolist() for name in names), cents.tolist(), strict=True)
+    known = zip(*(labels[name].tolist() for name in ("transaction_id", "label_time", "is_fraud")), strict=True)
+    return Workload(
+        f"simulated, seed {seed}, {CARDS} cards, {TERMINALS} terminals",
+        Records([transaction_json(*row) for row in rows], [b"%d" % card for card in transactions["card_id"].tolist()]),
+        Records([label_json(*row) for row in known], [b"%d" % i for i in labels["transaction_id"].tolist()]),
+    )
+
+
+def from_files(transactions: Path, labels: Path, n: int) -> Workload:
+    """The first n events of a file of transactions, and the labels of another that are about them."""
+    sent = _first(transactions, "card_id", n)
+    ids = {msgspec.json.decode(value)["transaction_id"] for value in sent.values}
+    known = _first(labels, "transaction_id", None)
+    mine = [i for i, value in enumerate(known.values) if msgspec.json.decode(value)["transaction_id"] in ids]
+    return Workload(
+        f"{transactions.name}, first {len(sent)} events",
+        sent,
+        Records([known.values[i] for i in mine], [known.keys[i] for i in mine]),
+    )
+
+
+def _first(path: Path, key: str, n: int | None) -> Records:
+    values: list[bytes] = []
+    keys: list[bytes] = []
+    for some, their_keys in read_records(path, key):
+        values += some
+        keys += [k or b"" for k in their_keys or ()]
+        if n is not None and len(values) >= n:
+            break
+    return Records(values[:n], keys[:n])
+
+
+def train(folder: Path, seed: int = 2, rows: int = _TRAINING_ROWS_MAX, trees: int = TREES) -> Path:
+    """Trains a model of `TREES` x `LEAVES` on another simulated world; registry in ``folder``, returns the text file."""
+    transactions, labels = _columns(rows, seed)
+    block = _block(transactions, ("transaction_id", "card_id", "terminal_id"))
+    made = feature_matrix(block, _block(labels, ("transaction_id",)), StageSettings(DEFAULT))
+    y = np.zeros(rows, np.int64)
+    y[labels["transaction_id"]] = labels["is_fraud"]
+    settings = {"objective": "binary", "num_leaves": LEAVES, "learning_rate": 0.05, "min_data_in_leaf": 5}
+    settings |= {"num_threads": 2, "verbosity": -1, "seed": seed, "deterministic": True, "force_row_wise": True}
+    data = lightgbm.Dataset(made.matrix, y[made.row], feature_name=list(DEFAULT.names), params={"verbosity": -1})
+    path = folder / "model.txt"
+    lightgbm.train(settings, data, trees).save_model(path)
+    draft = package_from_text(path, MODEL, created_at="2024-01-01T00:00:00Z", features=DEFAULT.names)
+    Registry(folder / "models").add(draft, "champion")
+    return path
+
+
+def _block(columns: Mapping[str, npt.NDArray[Any]], ids: Sequence[str]) -> Block:
+    n = len(columns["transaction_id"])
+    return Block(
+        topic="",
+        partition=0,
+        next_offset=n,
+        offsets=np.arange(n),
+        timestamps=np.zeros(n, np.int64),
+        ids={name: Ids(ints=columns[name]) for name in ids},
+        columns={name: column for name, column in columns.items() if name not in ids},
+    )
+
+
+def send(log: Log, topic: str, records: Records) -> None:
+    """Sends all records and waits until the broker has them."""
+    producer = log.producer()
+    for start in range(0, len(records), _SEND_ROWS):
+        batch = OutBatch(topic, records.values[start : start + _SEND_ROWS], records.keys[start : start + _SEND_ROWS])
+        done = producer.send(batch)
+        while done < len(batch):
+            producer.poll(0.05)
+            done = producer.send(batch, done)
+    left = producer.flush(120.0)
+    producer.close()
+    if left:
+        raise BenchError(f"{left} of {len(records)} records were not delivered to {topic} within 120 s")
+
+
+class _Score(msgspec.Struct, gc=False):
+    transaction_id: int | str
+    score: float | None
+    raw: float | None
+    features: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Scores read back: ``values`` (n, 2 + features) float64 = score, raw and the features, rows by transaction id.
+
+    ``first_ms`` and ``last_ms``: when the first and the last were handed to the producer.
+    """
+
+    ids: Sequence[int | str]
+    values: FloatArray
+    first_ms: int
+    last_ms: int
+
+    def sha256(self) -> str:
+        """Of all ids and the bits of all values."""
+        digest = hashlib.sha256("\n".join(map(str, self.ids)).encode())
+        digest.update(np.ascontiguousarray(self.values).tobytes())
+        return digest.hexdigest()
+
+    def difference(self, other: Scores) -> dict[str, int]:
+        """``common`` ids, and how many of them differ in the bits of ``score`` and of any of ``features``."""
+        place = {key: i for i, key in enumerate(other.ids)}
+        pairs = [(i, place[key]) for i, key in enumerate(self.ids) if key in place]
+        mine, theirs = self.values[[i for i, _ in pairs]], other.values[[j for _, j in pairs]]
+        differs = mine.view(np.int64) != theirs.view(np.int64)
+        return {
+            "common": len(pairs),
+            "different_scores": int(differs[:, :2].any(axis=1).sum()),
+            "different_features": int(differs[:, 2:].any(axis=1).sum()),
+        }
+
+
+class _FromTheStart:
+    def __init__(self, consumer: LogConsumer) -> None:
+        self._consumer = consumer
+
+    def on_assign(self, partitions: list[TP]) -> Mapping[TP, int | None]:
+        return {tp: self._consumer.offset_range(tp)[0] for tp in partitions}
+
+    def on_revoke(self, partitions: list[TP]) -> None:
+        pass
+
+    def on_lost(self, partitions: list[TP]) -> None:
+        pass
+
+
+def read_scores(log: Log, topic: str, count: int, timeout_s: float = 120.0) -> Scores:
+    """The ``count`` scores of a topic. BenchError: another number is there, or one came twice."""
+    consumer = log.consumer(f"bench-{uuid.uuid4().hex}")
+    consumer.subscribe([topic], _FromTheStart(consumer))
+    decode = msgspec.json.Decoder(_Score).decode
+    ids: list[int | str] = []
+    rows: list[list[float]] = []
+    times: list[int] = []
+    deadline = time.monotonic() + timeout_s
+    try:
+        while len(ids) < count and time.monotonic() < deadline:
+            for batch in consumer.poll(0.5, 10_000):
+                times += batch.timestamps
+                for value in batch.values:
+                    score = decode(value or b"{}")
+                    ids.append(score.transaction_id)
+                    rows.append([score.score or 0.0, score.raw or 0.0, *score.features.values()])
+    finally:
+        consumer.close()
+    if len(ids) != count or len(set(ids)) != count:
+        raise BenchError(f"{topic}: {len(ids)} scores of {len(set(ids))} transactions, {count} expected")
+    order: IntArray = np.array(sorted(range(count), key=ids.__getitem__), np.int64)
+    return Scores([ids[i] for i in order], np.array(rows)[order], min(times), max(times))

@@ -1,0 +1,147 @@
+"""headrace models: the packages of a registry."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from streams.cli.offline_io import add_alias, add_models
+from streams.cli.options import add_json, print_json
+from streams.errors import EXIT_OK
+
+EXAMPLE = "headrace models list --models models-dir"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's actions and their options."""
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    for name, (summary, example, act) in _ACTIONS.items():
+        action = actions.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+        action.epilog = f"example: headrace models {name} {example}"
+        action.set_defaults(act=act)
+        if name == "add":
+            action.add_argument(
+                "--from", dest="source", required=True, type=Path, metavar="MODEL.txt", help="of Booster.save_model"
+            )
+            action.add_argument("--name", required=True, help="name of the package")
+            add_alias(action)
+        elif name in ("show", "promote"):
+            action.add_argument("reference", metavar="REF", help="NAME@VERSION or an alias")
+        add_models(action)
+        add_json(action)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Does the action; figures as JSON where asked for."""
+    code: int = args.act(args)
+    return code
+
+
+def _list(args: argparse.Namespace) -> int:
+    from models.registry import Registry
+
+    entries = Registry(args.models).entries()
+    if args.json:
+        print_json(
+            {
+                "models": [
+                    {
+                        "model": entry.manifest.label,
+                        "aliases": entry.aliases,
+                        "created_at": entry.manifest.created_at,
+                        "features": len(entry.manifest.features),
+                        "metrics": entry.manifest.metrics,
+                    }
+                    for entry in entries
+                ]
+            }
+        )
+        return EXIT_OK
+    if not entries:
+        print(f"no models in {args.models}; add one with `headrace train` or `headrace models add`")
+    for entry in entries:
+        found = entry.manifest.metrics.get("average_precision")
+        precision = "not tested here" if found is None else f"average precision {found:.4f}"
+        aliases = ", ".join(entry.aliases) or "-"
+        print(f"{entry.manifest.label:24} {aliases:20} {precision:26} {entry.manifest.created_at}")
+    return EXIT_OK
+
+
+def _show(args: argparse.Namespace) -> int:
+    from features.fraud import DEFAULT
+    from models.registry import Registry
+
+    registry = Registry(args.models)
+    path = registry.resolve(args.reference)
+    model = registry.get(args.reference, DEFAULT.names, DEFAULT.schema_hash)
+    manifest = model.manifest
+    aliases = [alias for alias, label in registry.aliases().items() if label == manifest.label]
+    shown: dict[str, Any] = {
+        **manifest.to_json(),
+        "model": manifest.label,
+        "aliases": aliases,
+        "path": str(path),
+        "predictor": model.predictor.name,
+        "predictor_reason": model.choice.reason,
+        "predictor_us_per_row": {name: [round(v, 3) for v in us] for name, us in model.choice.us_per_row.items()},
+    }
+    if args.json:
+        print_json(shown)
+        return EXIT_OK
+    for name, value in shown.items():
+        print(f"{name + ':':22} {value if isinstance(value, str | int) else json.dumps(value)}")
+    return EXIT_OK
+
+
+def _add(args: argparse.Namespace) -> int:
+    from features.fraud import DEFAULT
+    from models.package import package_from_text
+    from models.registry import Registry
+
+    created_at = datetime.now(UTC).isoformat(timespec="seconds")
+    draft = package_from_text(args.source, args.name, created_at=created_at, features=DEFAULT.names)
+    manifest = Registry(args.models).add(draft, args.alias)
+    return _say(args, manifest.label, args.alias, f"added {manifest.label}")
+
+
+def _promote(args: argparse.Namespace) -> int:
+    from features.fraud import DEFAULT
+    from models.registry import Registry
+
+    registry = Registry(args.models)
+    registry.get(args.reference, DEFAULT.names, DEFAULT.schema_hash)
+    label = registry.set_alias("champion", args.reference)
+    before = registry.previous
+    return _say(args, label, "champion", f"{label} is champion" + (f" (before: {before})" if before else ""))
+
+
+def _rollback(args: argparse.Namespace) -> int:
+    from features.fraud import DEFAULT
+    from models.registry import Registry
+
+    label = Registry(args.models).rollback(DEFAULT.names, DEFAULT.schema_hash)
+    return _say(args, label, "champion", f"{label} is champion again")
+
+
+def _say(args: argparse.Namespace, label: str, alias: str | None, text: str) -> int:
+    if args.json:
+        print_json({"model": label, "alias": alias})
+    else:
+        print(text + (f", {alias}" if alias and alias not in text else ""))
+    return EXIT_OK
+
+
+_ACTIONS = {
+    "list": ("list the packages and their aliases", "--models models-dir", _list),
+    "show": ("show a package, and which predictor serves it and why", "champion --models models-dir", _show),
+    "add": (
+        "package a LightGBM text model whose features are the feature set's",
+        "--from model.txt --name fraud --models models-dir --alias champion",
+        _add,
+    ),
+    "promote": ("verify a package and make it champion", "fraud@2 --models models-dir", _promote),
+    "rollback": ("make the champion before the present one champion again", "--models models-dir", _rollback),
+}

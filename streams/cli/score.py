@@ -1,0 +1,115 @@
+"""headrace score: scores of event files, offline."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from streams.cli.offline_io import add_inputs, add_models, add_order, check_output, read_inputs, written
+from streams.cli.options import add_json, print_json
+from streams.errors import EXIT_OK
+
+if TYPE_CHECKING:
+    from features.block import Block
+    from models.slot import ModelSlot
+    from streams.offline import OfflineFeatures
+
+EXAMPLE = "headrace score --from transactions.parquet --labels labels.parquet --models models-dir --to scores.parquet"
+
+_CHUNK_ROWS = 16_384
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    add_inputs(parser)
+    add_models(parser)
+    parser.add_argument(
+        "--model", default="champion", metavar="REF", help="NAME@VERSION or an alias (default: champion)"
+    )
+    parser.add_argument(
+        "--to",
+        required=True,
+        type=Path,
+        metavar="FILE",
+        help=".parquet: transaction_id, score, raw; .jsonl: the records of fraud-scores",
+    )
+    add_order(parser)
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Writes one row or line per transaction, in the order of EVENTS, repeated ones left out."""
+    check_output(args.to, [".parquet", ".jsonl"], [args.source, args.labels])
+    from features.fraud import DEFAULT
+    from models.registry import Registry
+    from models.slot import ModelSlot
+
+    as_json_lines = args.to.suffix.lower() == ".jsonl"
+    slot = ModelSlot()
+    slot.replace(Registry(args.models).get(args.model, DEFAULT.names, DEFAULT.schema_hash))
+    started = time.perf_counter()
+    inputs = read_inputs(args, keep_extra=as_json_lines)
+    made = inputs.features(args.order).in_input_order()
+    with written(args.to) as path:
+        (_write_jsonl if as_json_lines else _write_parquet)(path, inputs.events, made, slot)
+    seconds = time.perf_counter() - started
+    counts = inputs.counts(made)
+    rate = len(inputs.events) / seconds
+    if args.json:
+        print_json({**counts, "model": slot.label, "seconds": round(seconds, 3), "rows_per_s": round(rate, 1)})
+    else:
+        print(
+            f"{counts['rows']:,} scores by {slot.label} in {args.to}, {seconds:.1f} s ({rate:,.0f} rows/s; "
+            f"{counts['duplicates']:,} duplicates left out, {counts['late']:,} late)"
+        )
+    return EXIT_OK
+
+
+def _write_parquet(path: Path, events: Block, made: OfflineFeatures, slot: ModelSlot) -> None:
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from streams.cli.features import id_array
+
+    n = len(made.row)
+    score, raw = np.empty(n), np.empty(n)
+
+    def put(part: slice) -> None:
+        raw[part], score[part] = slot.score(made.matrix[part])
+
+    _in_parts(n, put)
+    ids = id_array(events.ids["transaction_id"].take(made.row))
+    pq.write_table(pa.table({"transaction_id": ids, "score": score, "raw": raw}), path)
+
+
+def _write_jsonl(path: Path, events: Block, made: OfflineFeatures, slot: ModelSlot) -> None:
+    """The values that a worker sends to fraud-scores, byte for byte."""
+    from features.fraud import DEFAULT
+    from streams.encode import ScoreEncoder
+
+    encoder = ScoreEncoder(DEFAULT.names)
+    with path.open("wb") as file:
+
+        def put(part: slice) -> None:
+            matrix = made.matrix[part]
+            raw, score = slot.score(matrix)
+            rows = events.take(made.row[part])
+            values = encoder.encode(rows, features=matrix, late=made.late[part], model=slot.label, score=score, raw=raw)
+            file.write(b"\n".join([*values, b""]))
+
+        _in_parts(len(made.row), put)
+
+
+def _in_parts(n: int, put: Callable[[slice], None]) -> None:
+    """Calls ``put`` for some thousand rows at a time, with a progress bar."""
+    from streams.cli.progress import progress
+
+    with progress("scores", n) as advance:
+        for start in range(0, n, _CHUNK_ROWS):
+            part = slice(start, min(start + _CHUNK_ROWS, n))
+            put(part)
+            advance(part.stop - part.start)
