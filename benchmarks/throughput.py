@@ -74,13 +74,22 @@ def measure_headrace(
 ) -> Measured:
     """One run of ``headrace run`` with the champion of ``folder``/models."""
     with Broker.start() as broker:
-        log = connect(f"headrace://{broker.bootstrap}")
-        log.admin().create_topics(topic_infos((TRANSACTIONS, LABELS, BY_TERMINAL, FRAUD_SCORES), partitions))
+        log = _log_with(broker, topic_infos((TRANSACTIONS, LABELS, BY_TERMINAL, FRAUD_SCORES), partitions))
         command = headrace("run", "--pipeline", "fraud", "--json", "--bootstrap", broker.bootstrap, "--group", GROUP)
         command += ["--models", str(folder / "models"), "--order", order, "--partitions", str(partitions), *options]
         with Child(command, cores.worker) as child:
             phases = _Phases(child, log, lambda: _figures(child))
             return phases.run(workload, GROUP, (LABELS, BY_TERMINAL), FRAUD_SCORES)
+
+
+def _log_with(broker: Broker, topics: Sequence[TopicInfo]) -> Log:
+    """The broker's log with these topics, and with a group coordinator, which aiokafka does not wait for."""
+    log = connect(f"headrace://{broker.bootstrap}")
+    log.admin().create_topics(topics)
+    first = log.consumer("bench-first")
+    first.committed([TP(topics[0].name, 0)])
+    first.close()
+    return log
 
 
 def _figures(child: Child) -> dict[str, float]:
@@ -92,9 +101,8 @@ def _figures(child: Child) -> dict[str, float]:
 def measure_plain_faust(workload: Workload, model_file: Path, cores: Cores) -> Measured:
     """One run of the plain Faust app."""
     with Broker.start() as broker:
-        log = connect(f"headrace://{broker.bootstrap}")
         names = (TRANSACTIONS, LABELS, plain_faust.BY_TERMINAL, plain_faust.SCORES)
-        log.admin().create_topics([TopicInfo(name, 1, "") for name in names])
+        log = _log_with(broker, [TopicInfo(name, 1, "") for name in names])
         command = [sys.executable, "-m", "benchmarks.plain_faust", "--bootstrap", broker.bootstrap]
         with Child([*command, "--model", str(model_file)], cores.worker) as child:
             return _Phases(child, log, dict).run(workload, plain_faust.GROUP, (LABELS,), plain_faust.SCORES)

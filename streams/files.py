@@ -31,7 +31,14 @@ def file_kind(path: Path) -> str:
 
 def count_rows(path: Path) -> int | None:
     """Rows of a Parquet file; None for JSONL, whose lines are not counted beforehand."""
-    return int(pq.ParquetFile(path).metadata.num_rows) if file_kind(path) == "parquet" else None
+    return int(_parquet(path).metadata.num_rows) if file_kind(path) == "parquet" else None
+
+
+def _parquet(path: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path)
+    except (pa.ArrowInvalid, OSError) as exc:
+        raise ConfigError(f"file {path}: not readable as Parquet: {exc}") from exc
 
 
 def read_values(path: Path) -> Iterator[list[bytes]]:
@@ -39,13 +46,16 @@ def read_values(path: Path) -> Iterator[list[bytes]]:
     if file_kind(path) == "jsonl":
         yield from _lines(path)
         return
-    try:
-        for batch in pq.ParquetFile(path).iter_batches(batch_size=_CHUNK):
-            names = batch.schema.names
-            columns = [column.to_pylist() for column in batch.columns]
-            yield [orjson.dumps(dict(zip(names, row, strict=True))) for row in zip(*columns, strict=True)]
-    except pa.ArrowInvalid as exc:
-        raise ConfigError(f"file {path}: not readable as Parquet: {exc}") from exc
+    for batch in _parquet(path).iter_batches(batch_size=_CHUNK):
+        names = batch.schema.names
+        columns = [column.to_pylist() for column in batch.columns]
+        try:
+            yield [
+                orjson.dumps(dict(zip(names, row, strict=True)), default=float) for row in zip(*columns, strict=True)
+            ]
+        except orjson.JSONEncodeError as exc:
+            types = ", ".join(f"{field.name} {field.type}" for field in batch.schema)
+            raise ConfigError(f"file {path}: columns {types}: {exc}; cast the column to a number or text") from exc
 
 
 def _lines(path: Path) -> Iterator[list[bytes]]:

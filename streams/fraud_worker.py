@@ -26,7 +26,7 @@ def make_pipeline(settings: Settings) -> FraudPipeline:
     """The pipeline with the registry's champion, or without a model where no registry is named."""
     slot = ModelSlot()
     if settings.models:
-        slot.replace(Registry(settings.models).get("champion", DEFAULT.names))
+        slot.replace(Registry(settings.models).get("champion", DEFAULT.names, DEFAULT.schema_hash))
     return FraudPipeline(
         stage_settings(settings), slot, settings.order, settings.partitions, log_features=settings.log_features
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from confluent_kafka import (
@@ -43,6 +44,8 @@ _T = TypeVar("_T")
 
 logger = logging.getLogger("headrace.kafka")
 
+_REQUEST_S = 5.0
+
 
 def _not_configuration_chatter(record: logging.LogRecord) -> bool:
     """librdkafka warns of settings of the other kind of client and of "experimental" ones at every start."""
@@ -66,6 +69,8 @@ _CONSUMER_DEFAULTS: dict[str, Any] = {
     # librdkafka waits this long (default 1 s) before it fetches again once its queue was full
     "fetch.queue.backoff.ms": 10,
     "fetch.error.backoff.ms": 100,
+    # members learn of a rebalance with a heartbeat, and a cooperative one takes two: 1 s instead of 3
+    "heartbeat.interval.ms": 1_000,
     # a commit inside a rebalance callback may wait this long for a coordinator that went away
     "socket.timeout.ms": 10_000,
 }
@@ -101,7 +106,10 @@ _TRANSIENT = {
     KafkaError.NOT_LEADER_FOR_PARTITION,
     KafkaError.REQUEST_TIMED_OUT,
     KafkaError.NETWORK_EXCEPTION,
+    KafkaError.UNSTABLE_OFFSET_COMMIT,
 }
+#: The broker does not let us in, or we do not trust it: no time heals that.
+_REFUSED = {KafkaError._SSL, KafkaError._AUTHENTICATION, KafkaError.SASL_AUTHENTICATION_FAILED}
 _MOVED_ON = {
     KafkaError.ILLEGAL_GENERATION,
     KafkaError.UNKNOWN_MEMBER_ID,
@@ -114,34 +122,38 @@ _MOVED_ON = {
 
 
 class _BrokerWatch:
-    """Says once that the broker is away and once that it is back, however often the client reports it."""
+    """Says once that the broker is away and once that it is back, however often the clients of a log report it."""
 
-    def __init__(self, role: str, bootstrap: str) -> None:
-        self.role = role
+    def __init__(self, bootstrap: str) -> None:
         self.bootstrap = bootstrap
         self.away_since: float | None = None
+        #: why the broker and we do not come together, until they do
+        self.refused: str | None = None
 
     def on_error(self, error: KafkaError) -> None:
         if error.code() in (KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT, KafkaError._RESOLVE):
             if self.away_since is None and error.code() != KafkaError._TRANSPORT:
                 self.away_since = time.monotonic()
-                logger.warning("broker %s is away (%s): %s waits and tries on", self.bootstrap, error.str(), self.role)
+                logger.warning("broker %s is away (%s): waiting for it", self.bootstrap, error.str())
+        elif error.code() in _REFUSED:
+            if self.refused is None:
+                logger.error("broker %s and this client do not come together: %s", self.bootstrap, error.str())
+            self.refused = error.str()
         elif error.fatal():
-            logger.error("%s: fatal client error %s", self.role, error)
+            logger.error("fatal client error: %s", error)
         else:
-            logger.warning("%s: %s", self.role, error)
+            logger.warning("%s", error)
 
     def seen(self) -> None:
+        self.refused = None
         if self.away_since is not None:
             seconds = time.monotonic() - self.away_since
             self.away_since = None
-            logger.warning("broker %s is back after %.1f s: %s goes on", self.bootstrap, seconds, self.role)
+            logger.warning("broker %s is back after %.1f s: going on", self.bootstrap, seconds)
 
 
-def _settings(
-    bootstrap: str, config: Mapping[str, Any], defaults: Mapping[str, Any], role: str, watch: _BrokerWatch
-) -> dict[str, Any]:
-    merged: dict[str, Any] = {"bootstrap.servers": bootstrap, **_COMMON_DEFAULTS, **defaults}
+def _settings(config: Mapping[str, Any], defaults: Mapping[str, Any], role: str, watch: _BrokerWatch) -> dict[str, Any]:
+    merged: dict[str, Any] = {"bootstrap.servers": watch.bootstrap, **_COMMON_DEFAULTS, **defaults}
     merged["error_cb"] = watch.on_error
     for key, value in config.items():
         prefix, _, rest = key.partition(".")
@@ -163,11 +175,12 @@ def _config_error(error: KafkaException | ValueError, role: str) -> ConfigError:
 class KafkaConsumer:
     """A group member. Rebalance callbacks run inside `poll`, on the polling thread."""
 
-    def __init__(self, bootstrap: str, group: str, config: Mapping[str, Any]) -> None:
-        self._watch = _BrokerWatch("consumer", bootstrap)
+    def __init__(self, watch: _BrokerWatch, group: str, config: Mapping[str, Any]) -> None:
+        self._watch = watch
+        self._looked_at = 0.0
         defaults = {**_CONSUMER_DEFAULTS, "group.id": group}
         try:
-            self._consumer = Consumer(_settings(bootstrap, config, defaults, "consumer", self._watch), logger=logger)
+            self._consumer = Consumer(_settings(config, defaults, "consumer", watch), logger=logger)
         except (KafkaException, ValueError) as exc:
             raise _config_error(exc, "consumer") from exc
         self._listener: RebalanceListener | None = None
@@ -202,6 +215,7 @@ class KafkaConsumer:
         # consume(n, timeout) waits its whole timeout unless n records are there: take one, then drain
         first = self._consumer.poll(timeout_s)
         if first is None:
+            self._look_for_broker()
             return []
         messages = [first]
         if max_records > 1:
@@ -211,6 +225,15 @@ class KafkaConsumer:
         else:
             self._watch.seen()
         return _group(messages)
+
+    def _look_for_broker(self) -> None:
+        """Once a second while the broker is away: topics without new records would not tell that it is back."""
+        if self._watch.away_since is None or time.monotonic() - self._looked_at < 1.0:
+            return
+        with suppress(KafkaException):
+            self._consumer.list_topics(timeout=0.5)
+            self._watch.seen()
+        self._looked_at = time.monotonic()
 
     def _is_error(self, message: Message) -> bool:
         error = message.error()
@@ -241,7 +264,15 @@ class KafkaConsumer:
         if not partitions:
             return {}
         asked = [TopicPartition(tp.topic, tp.partition) for tp in partitions]
-        answer = _retry(lambda: self._consumer.committed(asked, timeout=10.0), "read committed offsets")
+
+        def ask() -> list[TopicPartition]:
+            answer = self._consumer.committed(asked, timeout=10.0)
+            for part in answer:
+                if part.error is not None:  # never to be taken for "nothing committed"
+                    raise KafkaException(part.error)
+            return answer
+
+        answer = _retry(ask, "read committed offsets", self._watch)
         return {TP(p.topic, p.partition): (p.offset if p.offset >= 0 else None) for p in answer}
 
     def commit(self, offsets: Mapping[TP, int]) -> None:
@@ -262,7 +293,9 @@ class KafkaConsumer:
     def offset_range(self, tp: TP, timeout_s: float = 5.0) -> tuple[int, int]:
         part = TopicPartition(tp.topic, tp.partition)
         low, high = _retry(
-            lambda: self._consumer.get_watermark_offsets(part, timeout=timeout_s, cached=False), f"ask the end of {tp}"
+            lambda: self._consumer.get_watermark_offsets(part, timeout=timeout_s, cached=False),
+            f"ask the end of {tp.topic}/{tp.partition}",
+            self._watch,
         )
         return int(low), int(high)
 
@@ -291,17 +324,29 @@ def _commit_error(error: KafkaError) -> Exception:
     return LogUnavailable(error.str())
 
 
-def _retry(call: Callable[[], _T], what: str, timeout_s: float = 300.0) -> _T:
+def _retry(call: Callable[[], _T], what: str, watch: _BrokerWatch, timeout_s: float = 300.0) -> _T:
     """A request to a broker that may be away: tried again, with a line in the log."""
     deadline = time.monotonic() + timeout_s
     pause_s = 0.2
     while True:
         try:
-            return call()
+            answer = call()
+            watch.seen()
+            return answer
         except KafkaException as exc:
             error = exc.args[0]
-            if error.code() not in _TRANSIENT or time.monotonic() > deadline:
-                raise FatalError("kafka-request", f"could not {what}: {error.str()}. Is the broker up?") from exc
+            if watch.refused is not None:
+                raise FatalError(
+                    "kafka-refused",
+                    f"could not {what}: {watch.refused}. Check security.protocol, the certificates and the credentials "
+                    f"in [kafka] against the listener {watch.bootstrap}.",
+                ) from exc
+            if error.code() not in _TRANSIENT:
+                raise FatalError("kafka-request", f"could not {what}: {error.str()} ({error.name()})") from exc
+            if time.monotonic() > deadline:
+                raise FatalError(
+                    "kafka-away", f"could not {what} for {timeout_s:.0f} s: {error.str()}. Is {watch.bootstrap} up?"
+                ) from exc
             logger.warning("could not %s yet: %s; trying again", what, error.str())
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, 5.0)
@@ -348,10 +393,10 @@ def _headers(message: Message) -> Headers:
 class KafkaProducer:
     """Idempotent, acks=all, murmur2 partitioner; librdkafka's own threads send."""
 
-    def __init__(self, bootstrap: str, config: Mapping[str, Any]) -> None:
-        self._watch = _BrokerWatch("producer", bootstrap)
+    def __init__(self, watch: _BrokerWatch, config: Mapping[str, Any]) -> None:
+        self._watch = watch
         self._failure: str | None = None
-        settings = _settings(bootstrap, config, _PRODUCER_DEFAULTS, "producer", self._watch)
+        settings = _settings(config, _PRODUCER_DEFAULTS, "producer", watch)
         settings["on_delivery"] = self._on_delivery
         try:
             self._producer = Producer(settings, logger=logger)
@@ -388,11 +433,12 @@ class KafkaProducer:
         self._producer.poll(timeout_s)
 
     def flush(self, timeout_s: float) -> int:
+        waiting = len(self._producer)
         remaining = int(self._producer.flush(timeout_s))
         if self._failure is not None:
             failure, self._failure = self._failure, None
             raise DeliveryFailed(failure)
-        if not remaining:
+        if waiting and not remaining:
             self._watch.seen()
         return remaining
 
@@ -401,34 +447,47 @@ class KafkaProducer:
         self._producer.close()
 
 
+def _result(future: Any) -> Any:
+    """The answer of an admin request; one that never comes (seen on a loaded machine) is a time-out like others."""
+    try:
+        return future.result(timeout=2 * _REQUEST_S)
+    except TimeoutError:
+        raise KafkaException(KafkaError(KafkaError._TIMED_OUT)) from None
+
+
 class KafkaAdmin:
     """Topics on the broker."""
 
-    def __init__(self, bootstrap: str, config: Mapping[str, Any]) -> None:
-        self._watch = _BrokerWatch("admin", bootstrap)
+    def __init__(self, watch: _BrokerWatch, config: Mapping[str, Any]) -> None:
+        self._watch = watch
         try:
-            self._admin = AdminClient(_settings(bootstrap, config, {}, "admin", self._watch), logger=logger)
+            self._admin = AdminClient(_settings(config, {}, "admin", watch), logger=logger)
         except (KafkaException, ValueError) as exc:
             raise _config_error(exc, "admin") from exc
 
     def create_topics(self, topics: Sequence[TopicInfo]) -> list[str]:
-        existing = self.topics()
-        missing = [t for t in topics if t.name not in existing]
-        if not missing:
-            return []
-        futures = self._admin.create_topics(
-            [NewTopic(t.name, num_partitions=t.partitions, config=dict(t.config)) for t in missing]
-        )
-        created = []
-        for name, future in futures.items():
-            try:
-                future.result(timeout=30)
-                created.append(name)
-            except KafkaException as exc:
-                if exc.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:  # another worker was quicker
-                    raise FatalError("create-topic", f"{name}: {exc.args[0].str()}") from exc
-        self._wait_until_seen([t.name for t in missing])
+        created: list[str] = []
+
+        def create() -> None:
+            existing = self._names()
+            new = [t for t in topics if t.name not in existing]
+            if not new:
+                return
+            wanted = [NewTopic(t.name, num_partitions=t.partitions, config=dict(t.config)) for t in new]
+            for name, future in self._admin.create_topics(wanted, request_timeout=_REQUEST_S).items():
+                try:
+                    _result(future)
+                    created.append(name)
+                except KafkaException as exc:
+                    if exc.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:  # another worker was quicker
+                        raise
+
+        _retry(create, "create the topics", self._watch)
+        self._wait_until_seen([t.name for t in topics])
         return created
+
+    def _names(self) -> set[str]:
+        return set(self._admin.list_topics(timeout=_REQUEST_S).topics)
 
     def _wait_until_seen(self, names: Sequence[str]) -> None:
         """The controller has the topics; the brokers' metadata follow a moment later."""
@@ -439,25 +498,27 @@ class KafkaAdmin:
             time.sleep(0.02)
 
     def topics(self, names: Sequence[str] | None = None) -> dict[str, TopicInfo]:
-        metadata = _retry(lambda: self._admin.list_topics(timeout=10.0), "list the topics").topics
-        wanted = [name for name in metadata if not name.startswith("__") and (names is None or name in names)]
-        if not wanted:
-            return {}
-        described = self._admin.describe_topics(TopicCollection(wanted))
-        out = {}
-        for name, future in described.items():
-            try:
-                info = future.result(timeout=10.0)
-            except KafkaException as exc:
-                if exc.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
-                    continue  # deleted, or not yet known to the broker that was asked
-                raise FatalError("kafka-request", f"could not describe topic {name}: {exc.args[0].str()}") from exc
-            out[name] = TopicInfo(name, len(info.partitions), str(info.topic_id))
-        return out
+        def describe() -> dict[str, TopicInfo]:
+            wanted = [name for name in self._names() if not name.startswith("__") and (names is None or name in names)]
+            out: dict[str, TopicInfo] = {}
+            if not wanted:
+                return out
+            asked = self._admin.describe_topics(TopicCollection(wanted), request_timeout=_REQUEST_S)
+            for name, future in asked.items():
+                try:
+                    info = _result(future)
+                except KafkaException as exc:
+                    if exc.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+                        continue  # deleted, or not yet known to the broker that was asked
+                    raise
+                out[name] = TopicInfo(name, len(info.partitions), str(info.topic_id))
+            return out
+
+        return _retry(describe, "list the topics", self._watch)
 
     def delete_topics(self, names: Sequence[str]) -> None:
-        for future in self._admin.delete_topics(list(names)).values():
-            future.result(timeout=30)
+        for future in self._admin.delete_topics(list(names), request_timeout=_REQUEST_S).values():
+            _result(future)
 
     def close(self) -> None:
         """Nothing to do: the client ends with its last reference."""
@@ -470,12 +531,13 @@ class KafkaLog:
         self.bootstrap = bootstrap
         self.url = f"headrace://{bootstrap}"
         self._config = dict(config)
+        self._watch = _BrokerWatch(bootstrap)
 
     def consumer(self, group: str, *, config: Mapping[str, Any] | None = None) -> KafkaConsumer:
-        return KafkaConsumer(self.bootstrap, group, {**self._config, **(config or {})})
+        return KafkaConsumer(self._watch, group, {**self._config, **(config or {})})
 
     def producer(self, *, config: Mapping[str, Any] | None = None) -> KafkaProducer:
-        return KafkaProducer(self.bootstrap, {**self._config, **(config or {})})
+        return KafkaProducer(self._watch, {**self._config, **(config or {})})
 
     def admin(self) -> KafkaAdmin:
-        return KafkaAdmin(self.bootstrap, self._config)
+        return KafkaAdmin(self._watch, self._config)

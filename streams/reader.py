@@ -17,12 +17,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from streams.errors import FatalError
-from streams.log import TP, CommitFailed, DeliveryFailed, Log, LogConsumer, LogUnavailable, RecordBatch
+from streams.errors import FatalError, HeadraceError
+from streams.log import TP, CommitFailed, DeliveryFailed, LogConsumer, LogUnavailable, RecordBatch
 
 __all__ = ["BlockReader", "ReaderHost", "ReaderSettings", "split_batch"]
 
 logger = logging.getLogger("headrace.reader")
+
+_ENDS_INTERVAL_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,7 @@ class ReaderHost(Protocol):
     def ready(self) -> None:
         """Assigned, and every partition's state is whole: called once."""
 
-    def failed(self, error: FatalError) -> None:
+    def failed(self, error: HeadraceError) -> None:
         """The reader cannot go on."""
 
 
@@ -114,18 +116,20 @@ def _piece(batch: RecordBatch, start: int, end: int, replay: bool) -> RecordBatc
 
 
 class BlockReader(threading.Thread):
-    """Reads ``topics`` as a member of ``group`` and hands batches to ``host``."""
+    """Reads ``topics`` with ``consumer``, which it owns from its start on, and hands batches to ``host``."""
 
     def __init__(
-        self, log: Log, group: str, topics: Sequence[str], host: ReaderHost, settings: ReaderSettings | None = None
+        self,
+        consumer: LogConsumer,
+        topics: Sequence[str],
+        host: ReaderHost,
+        settings: ReaderSettings | None = None,
     ) -> None:
         super().__init__(name="headrace-consumer", daemon=True)
-        self._log = log
-        self._group = group
+        self._consumer = consumer
         self._topics = list(topics)
         self._host = host
         self._settings = settings or ReaderSettings()
-        self._consumer: LogConsumer | None = None
         self._cond = threading.Condition()
         self._partitions: dict[TP, _Partition] = {}
         self._epoch = 0
@@ -138,6 +142,7 @@ class BlockReader(threading.Thread):
         self._assigned_once = False
         self._progress_at = time.monotonic()
         self._commit_at = time.monotonic()
+        self._ends_at = time.monotonic()
         #: CPU seconds of this thread so far: polls, commits and what is between
         self.cpu_s = 0.0
 
@@ -221,17 +226,22 @@ class BlockReader(threading.Thread):
     # -- the consumer thread --
 
     def run(self) -> None:
+        error: HeadraceError | None = None
         try:
-            self._consumer = self._log.consumer(self._group)
             self._consumer.subscribe(self._topics, self)
             while not self._stopping.is_set():
                 self._turn(self._consumer)
-            self._finish(self._consumer)
-        except FatalError as exc:
-            self._host.failed(exc)
+            self._finish()
+        except HeadraceError as exc:
+            error = exc
         except Exception as exc:
             logger.exception("the consumer thread failed")
-            self._host.failed(FatalError("consumer-thread", f"{type(exc).__name__}: {exc}. See the log above."))
+            error = FatalError("consumer-thread", f"{type(exc).__name__}: {exc}. See the log above.")
+        # also after an error: the group then gives our partitions to others at once, not after a session time-out
+        self._abandon = True
+        self._consumer.close()
+        if error is not None:
+            self._host.failed(error)
 
     def _turn(self, consumer: LogConsumer) -> None:
         self._make_room(consumer)
@@ -239,8 +249,7 @@ class BlockReader(threading.Thread):
         batches = consumer.poll(0.1, self._settings.batch_records)
         if batches:
             self._accept(batches)
-        else:
-            self._note_ends(consumer)
+        self._note_ends(consumer)
         self._note_recovered(consumer)
         if time.monotonic() - self._commit_at >= self._settings.commit_interval_s:
             self._commit(flush_s=1.0)
@@ -305,18 +314,21 @@ class BlockReader(threading.Thread):
                 consumer.pause(running)
 
     def _note_ends(self, consumer: LogConsumer) -> None:
-        """A poll that waited and got nothing: which logs are read to their end?"""
+        """Ten times a second, however busy other partitions are: which logs are read to their end?"""
+        if time.monotonic() - self._ends_at < _ENDS_INTERVAL_S:
+            return
+        self._ends_at = time.monotonic()
         for tp, partition in self._partitions.items():
             partition.at_end = consumer.at_end(tp)
 
     def _note_recovered(self, consumer: LogConsumer) -> None:
-        if self._was_ready:
-            return
         for tp, partition in self._partitions.items():
             if partition.recovering and not partition.in_flight:
                 position = consumer.position(tp)
                 if position is not None and position >= partition.live_from:
                     partition.recovering = False
+        if self._was_ready:
+            return
         if self._assigned_once and not any(p.recovering for p in self._partitions.values()):
             self._was_ready = True
             self._host.ready()
@@ -336,18 +348,18 @@ class BlockReader(threading.Thread):
         if not self._to_commit(only):
             self._commit_at = time.monotonic()
             return True
+        deadline = time.monotonic() + flush_s
         try:
             with self._cond:
                 self._gate_closed = True
                 if not self._cond.wait_for(lambda: self._busy == 0, timeout=flush_s):
                     return False
-            if not self._flushed(flush_s):
+            if not self._flushed(max(0.05, deadline - time.monotonic())):
                 return False
             offsets = self._to_commit(only)
         finally:
             self._gate_closed = False
             self._commit_at = time.monotonic()
-        assert self._consumer is not None
         try:
             self._consumer.commit(offsets)
         except CommitFailed as exc:
@@ -402,21 +414,18 @@ class BlockReader(threading.Thread):
                 timeout=timeout_s,
             )
 
-    def _finish(self, consumer: LogConsumer) -> None:
+    def _finish(self) -> None:
         if self._abandon:
-            consumer.close()
             return
         deadline = time.monotonic() + self._settings.drain_s
         if not self._drain(list(self._partitions), self._settings.drain_s):
             logger.warning("leaving with batches in flight; they will be done again by another worker")
         while not self._commit(flush_s=1.0) and time.monotonic() < deadline:
             time.sleep(0.05)
-        consumer.close()
 
     # -- RebalanceListener, inside poll --
 
     def on_assign(self, partitions: list[TP]) -> Mapping[TP, int | None]:
-        assert self._consumer is not None
         committed = self._consumer.committed(partitions)
         starts: dict[TP, int | None] = {}
         for tp in partitions:

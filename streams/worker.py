@@ -12,8 +12,8 @@ from typing import Any, Protocol
 
 import faust
 
-from streams.errors import EXIT_FAILED, EXIT_OK, EXIT_WATCHDOG, FatalError
-from streams.log import TP, DeliveryFailed, Log, LogProducer, OutBatch, RecordBatch, TopicInfo
+from streams.errors import EXIT_FAILED, EXIT_OK, EXIT_WATCHDOG, ConfigError, FatalError, HeadraceError
+from streams.log import TP, DeliveryFailed, Log, LogConsumer, LogProducer, OutBatch, RecordBatch, TopicInfo
 from streams.reader import BlockReader, ReaderSettings
 from streams.transport import BlockApp, BlockConsumer, BlockSchema
 
@@ -91,12 +91,14 @@ class Worker:
         self._on_ready = on_ready
         self._hard_exit = hard_exit
         self._tasks: dict[TP, tuple[int, Task]] = {}
+        #: partitions whose task is at work: in a batch or in a tick, never in both
         self._inside: set[TP] = set()
-        self._error: FatalError | None = None
+        self._error: HeadraceError | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._prepared = asyncio.Event()
         self._ended = asyncio.Event()
         self._producer: LogProducer | None = None
+        self._member: LogConsumer | None = None
         self._reader: BlockReader | None = None
         self._consumer: BlockConsumer | None = None
         self._topics: dict[str, TopicInfo] = {}
@@ -113,12 +115,12 @@ class Worker:
         return self._reader
 
     @property
-    def error(self) -> FatalError | None:
+    def error(self) -> HeadraceError | None:
         """Why the worker ended, if it had to."""
         return self._error
 
     async def run(self) -> int:
-        """Runs until stopped; returns the exit code."""
+        """Runs until stopped; returns the exit code. ConfigError: settings that the log's clients refuse."""
         self._loop = asyncio.get_running_loop()
         threading.Thread(target=self._prepare, name="headrace-start", daemon=True).start()
         waits = [asyncio.create_task(event.wait()) for event in (self._prepared, self._ended)]
@@ -127,8 +129,8 @@ class Worker:
             wait.cancel()
         if self._ended.is_set():
             return self._exit_code()
+        assert self._producer is not None
         self._pipeline.bind(self._topics)
-        self._producer = self._log.producer()
         app = self._build_app()
         await app.start()
         ticking = asyncio.create_task(self._tick())
@@ -148,9 +150,12 @@ class Worker:
         """
         assert self._loop is not None
         try:
+            # made first: they refuse wrong settings before anything connects
+            self._producer = self._log.producer()
+            self._member = self._log.consumer(self._group)
             self._pipeline.warm()
             self._topics = ensure_topics(self._log, self._pipeline.topics)
-        except FatalError as exc:
+        except HeadraceError as exc:
             self.failed(exc)
         except Exception as exc:
             logger.exception("the worker could not start")
@@ -161,6 +166,8 @@ class Worker:
     def _exit_code(self) -> int:
         if self._error is None:
             return EXIT_OK
+        if isinstance(self._error, ConfigError):
+            raise self._error
         logger.error("%s", self._error)
         return EXIT_FAILED
 
@@ -192,15 +199,22 @@ class Worker:
 
     async def _on_subscribed(self, consumer: BlockConsumer, topics: list[str]) -> Mapping[str, int]:
         self._consumer = consumer
-        self._reader = BlockReader(self._log, self._group, topics, self, self._settings)
+        assert self._member is not None
+        self._reader = BlockReader(self._member, topics, self, self._settings)
         self._reader.start()
         return {name: self._topics[name].partitions for name in topics}
 
     async def _handle(self, batch: RecordBatch) -> None:
-        """One batch through its task. Never raises: what cannot be handled ends the worker with a reason."""
+        """One batch through its task. Never raises: what cannot be handled ends the worker with a reason.
+
+        From then on nothing is processed: to send what lies behind a batch that failed would make its rows look as if
+        they had been sent before (rule 3).
+        """
         reader = self._reader
         assert reader is not None
-        if not await reader.begin(batch):
+        while batch.tp in self._inside:  # a tick that waits for the producer: its marks go out before our rows
+            await asyncio.sleep(0.001)
+        if self._error is not None or not await reader.begin(batch):
             return
         self._inside.add(batch.tp)
         try:
@@ -231,17 +245,30 @@ class Worker:
 
     async def _tick(self) -> None:
         """Ten times a second: the tasks' decisions by the clock, between batches."""
-        while True:
+        while self._error is None:
             await asyncio.sleep(0.1)
             reader = self._reader
-            if reader is None:
+            if reader is None or self._producer is None:
                 continue
+            self._producer.poll(0)  # what it has to say is heard in time also when nothing is sent
             ends = reader.at_end()
             for tp, (epoch, task) in list(self._tasks.items()):
                 if tp in ends and tp not in self._inside and reader.owns(tp, epoch):
-                    outputs = task.tick(time.monotonic(), ends[tp])
-                    if outputs:
-                        await self._send(outputs, reader)
+                    await self._tick_task(tp, task, ends[tp], reader)
+
+    async def _tick_task(self, tp: TP, task: Task, at_end: bool, reader: BlockReader) -> None:
+        self._inside.add(tp)
+        try:
+            await self._send(task.tick(time.monotonic(), at_end), reader)
+        except asyncio.CancelledError:
+            raise
+        except FatalError as exc:
+            self.failed(exc)
+        except Exception as exc:
+            logger.exception("a tick failed")
+            self.failed(FatalError("tick-failed", f"{tp.topic}/{tp.partition}: {exc!r}. Report this with the log."))
+        finally:
+            self._inside.discard(tp)
 
     async def _send(self, outputs: list[OutBatch], reader: BlockReader) -> None:
         assert self._producer is not None
@@ -298,11 +325,11 @@ class Worker:
     def ready(self) -> None:
         self._on_ready()
 
-    def failed(self, error: FatalError) -> None:
+    def failed(self, error: HeadraceError) -> None:
         assert self._loop is not None
         if self._error is None:
             self._error = error
-        if error.reason == "stage-stalled":
+        if isinstance(error, FatalError) and error.reason == "stage-stalled":
             logger.critical("%s", error)
             self._hard_exit(EXIT_WATCHDOG)
         if not self._loop.is_closed():

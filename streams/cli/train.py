@@ -38,6 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_models(parser)
     parser.add_argument("--name", default="fraud", help="name of the package (default: fraud)")
     add_alias(parser)
+    parser.add_argument(
+        "--threads", type=threads, default=2, metavar="N", help="of the trainer; the model is the same (default: 2)"
+    )
     add_json(parser)
 
 
@@ -50,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     split = Split(train_from, train_to, test_from, test_to, args.label_delay)
     check_name(args.name)
     inputs = read_inputs(args)
-    trained = _train(inputs, split)
+    trained = _train(inputs, split, args.threads)
     created_at = datetime.now(UTC).isoformat(timespec="seconds")
     draft = trained.draft(args.name, inputs.settings.features.schema_hash, created_at)
     manifest = Registry(args.models).add(draft, args.alias)
@@ -84,7 +87,7 @@ _TITLES = {
 }
 
 
-def _train(inputs: Inputs, split: Split) -> Trained:
+def _train(inputs: Inputs, split: Split, num_threads: int) -> Trained:
     """The model, by the labels that are known when the test begins; tested by all labels."""
     from models.train import FRAUD_ROUNDS, train_fraud
     from streams.cli.progress import progress
@@ -106,6 +109,7 @@ def _train(inputs: Inputs, split: Split) -> Trained:
             _card_numbers(events.ids["card_id"]),
             names,
             split,
+            num_threads=num_threads,
             progress=lambda done, total: advance(1),
         )
 
@@ -141,6 +145,13 @@ def _time(text: str, *, end: bool) -> int:
     else:
         moment = datetime(day.year, day.month, day.day, tzinfo=UTC) + timedelta(days=1 if end else 0)
     return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1)
+
+
+def threads(text: str) -> int:
+    """An argparse type: a number of threads."""
+    if not text.isascii() or not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of threads: give 1 or more")
+    return int(text)
 
 
 def duration(text: str) -> int:

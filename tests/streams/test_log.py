@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 
@@ -57,6 +58,13 @@ def read(consumer: LogConsumer, n: int, turns: int = 300) -> list[RecordBatch]:
             break
         got += consumer.poll(0.1, 100)
     return got
+
+
+def poll_until_assigned(consumer: LogConsumer, partitions: int, timeout_s: float = 60) -> None:
+    deadline = time.monotonic() + timeout_s
+    while len(consumer.assignment()) < partitions:
+        assert time.monotonic() < deadline, f"only {consumer.assignment()} came"
+        assert consumer.poll(0.05, 1) == []
 
 
 @pytest.fixture
@@ -145,7 +153,7 @@ def test_paused_partitions_give_nothing_and_lose_nothing(log: Log, topic: str, g
 
 def test_a_second_member_takes_half_and_gives_it_back(log: Log, topic: str, group: str) -> None:
     first, first_events = member(log, group, topic)
-    read(first, 1, turns=20)
+    poll_until_assigned(first, 2)
     assert first.assignment() == {TP(topic, 0), TP(topic, 1)}
     second, second_events = member(log, group, topic)
     for _ in range(200):
@@ -191,12 +199,12 @@ def test_a_member_that_does_not_poll_any_more_is_replaced(log: Log, topic: str, 
         now = [0.0]
         log.clock = lambda: now[0]  # type: ignore[attr-defined]
     first, events = member(log, group, topic)
-    read(first, 1, turns=20)
+    poll_until_assigned(first, 2)
     second, _ = member(log, group, topic)
     if log.url.startswith("memory"):
         now[0] += 100.0
     else:
-        pytest.skip("librdkafka sends heartbeats by itself; a killed process is tried in test_worker_kafka")
+        pytest.skip("librdkafka sends heartbeats by itself; tests/kafka kills a process")
     second.poll(0.1, 10)
     second.poll(0.1, 10)
     assert second.assignment() == {TP(topic, 0), TP(topic, 1)}
@@ -210,7 +218,7 @@ def test_a_member_that_does_not_poll_any_more_is_replaced(log: Log, topic: str, 
 
 def test_a_quiet_topic_wakes_the_poll_at_once(log: Log, topic: str, group: str) -> None:
     consumer, _ = member(log, group, topic)
-    read(consumer, 1, turns=20)
+    poll_until_assigned(consumer, 2)
     threading.Timer(0.2, send, (log, OutBatch(topic, [b"x"], None, 0))).start()
     batches = consumer.poll(20.0, 1000)
     assert [v for b in batches for v in b.values] == [b"x"]
