@@ -199,7 +199,7 @@ def main() -> None:
     parser.add_argument("--model-label", default="bench@1")
     args = parser.parse_args()
     app = make_app(args.bootstrap, args.model, args.model_label)
-    faust.Worker(app, loglevel="ERROR", redirect_stdouts=False).execute_from_commandline()
+    faust.Worker(app, loglevel="INFO", redirect_stdouts=False).execute_from_commandline()
 
 
 if __name__ == "__main__":

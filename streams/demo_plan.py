@@ -27,15 +27,15 @@ RECENT_DAYS = 38
 #: training begins where the windows are full enough, ends where the test's labels are known
 TRAIN_DAYS, TEST_DAYS = (26, 54), (61, 68)
 
-_ROWS_PER_DAY = 6_000
+_ROWS_PER_DAY = 3_000
 _DAY_S = 86_400
 _HOUR_MS = 3_600_000
 #: of the history, see `Plan`
-SLICES_AT_ONCE = 12
+SLICES_AT_ONCE = 2
 #: divisors of a day, so that the history's end is a slice's too
-_SLICES_MS = tuple(hours * _HOUR_MS for hours in (1, 2, 3, 4, 6))
+_SLICES_MS = tuple(hours * _HOUR_MS for hours in (6, 8, 12, 24))
 #: partitions may be apart by so much of the clock before a row counts as late
-_SKEW_S = 3.0
+_SKEW_S = 1.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class Plan:
 
 
 def make_plan(settings: DemoSettings, now_ms: int) -> Plan:
-    """A world of about 6,000 transactions a day, more above 6,000 a second, that ends in the past (rule 11).
+    """A world of about 3,000 transactions a day, more above 3,000 a second, that ends in the past (rule 11).
 
     Without an end, or with one far off, it begins in 2000; when its time has caught up with ours it goes on at the
     pace of life.

@@ -45,6 +45,7 @@ _T = TypeVar("_T")
 logger = logging.getLogger("headrace.kafka")
 
 _REQUEST_S = 5.0
+_CLOSE_S = 5.0
 
 
 def _not_configuration_chatter(record: logging.LogRecord) -> bool:
@@ -178,6 +179,7 @@ class KafkaConsumer:
     def __init__(self, watch: _BrokerWatch, group: str, config: Mapping[str, Any]) -> None:
         self._watch = watch
         self._looked_at = 0.0
+        self._closed = False
         defaults = {**_CONSUMER_DEFAULTS, "group.id": group}
         try:
             self._consumer = Consumer(_settings(config, defaults, "consumer", watch), logger=logger)
@@ -315,7 +317,15 @@ class KafkaConsumer:
         self._consumer.seek(TopicPartition(tp.topic, tp.partition, offset))
 
     def close(self) -> None:
-        self._consumer.close()
+        if not self._closed:
+            self._closed = True
+            # A rebalance callback inside librdkafka's close can wait for ever (its issue 4041): give the partitions
+            # up while polling still works, so that close has none to revoke.
+            self._consumer.unsubscribe()
+            deadline = time.monotonic() + _CLOSE_S
+            while self._consumer.assignment() and time.monotonic() < deadline:
+                self._consumer.poll(0.1)
+            self._consumer.close()
 
 
 def _commit_error(error: KafkaError) -> Exception:

@@ -123,7 +123,9 @@ class LogConsumer(Protocol):
 
     def seek(self, tp: TP, offset: int) -> None: ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Gives its partitions up and leaves the group. To be called always: a Kafka consumer that is only forgotten
+        hangs the garbage collector. May be called twice."""
 
 
 class LogProducer(Protocol):

@@ -169,6 +169,15 @@ def read_all(
     return got
 
 
+def committed(log: Log, group: str, topic: str, partitions: int = 4) -> dict[int, int | None]:
+    """What the group has committed, by partition."""
+    consumer = log.consumer(group)
+    try:
+        return {tp.partition: at for tp, at in consumer.committed([TP(topic, p) for p in range(partitions)]).items()}
+    finally:
+        consumer.close()
+
+
 def values_of(batches: list[RecordBatch]) -> list[bytes]:
     return [v for b in batches for v in b.values if v is not None]
 
