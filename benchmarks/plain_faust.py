@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from datetime import UTC, datetime
@@ -199,7 +200,9 @@ def main() -> None:
     parser.add_argument("--model-label", default="bench@1")
     args = parser.parse_args()
     app = make_app(args.bootstrap, args.model, args.model_label)
-    faust.Worker(app, loglevel="INFO", redirect_stdouts=False).execute_from_commandline()
+    # its spinner would write into our output
+    worker = faust.Worker(app, loglevel="ERROR", redirect_stdouts=False, stdout=sys.stderr)
+    worker.execute_from_commandline()
 
 
 if __name__ == "__main__":

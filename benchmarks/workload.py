@@ -58,10 +58,15 @@ class Workload:
     labels: Records
 
     def head(self, n: int) -> Workload:
-        """The first n transactions; all labels stay: those of others wait for what never comes."""
-        return Workload(
-            self.name, Records(self.transactions.values[:n], self.transactions.keys[:n]), self.labels
-        )
+        """The first n transactions and their labels."""
+        sent = Records(self.transactions.values[:n], self.transactions.keys[:n])
+        return Workload(self.name, sent, _labels_of(sent, self.labels))
+
+
+def _labels_of(transactions: Records, labels: Records) -> Records:
+    ids = {str(msgspec.json.decode(value)["transaction_id"]).encode() for value in transactions.values}
+    mine = [i for i, key in enumerate(labels.keys) if key in ids]
+    return Records([labels.values[i] for i in mine], [labels.keys[i] for i in mine])
 
 
 def _columns(n: int, seed: int) -> tuple[dict[str, npt.NDArray[Any]], dict[str, npt.NDArray[Any]]]:
@@ -91,14 +96,8 @@ def simulated(n: int, seed: int = 1) -> Workload:
 def from_files(transactions: Path, labels: Path, n: int) -> Workload:
     """The first n events of a file of transactions, and the labels of another that are about them."""
     sent = _first(transactions, "card_id", n)
-    ids = {msgspec.json.decode(value)["transaction_id"] for value in sent.values}
-    known = _first(labels, "transaction_id", None)
-    mine = [i for i, value in enumerate(known.values) if msgspec.json.decode(value)["transaction_id"] in ids]
-    return Workload(
-        f"{transactions.name}, first {len(sent)} events",
-        sent,
-        Records([known.values[i] for i in mine], [known.keys[i] for i in mine]),
-    )
+    known = _labels_of(sent, _first(labels, "transaction_id", None))
+    return Workload(f"{transactions.name}, first {len(sent)} events", sent, known)
 
 
 def _first(path: Path, key: str, n: int | None) -> Records:

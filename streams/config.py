@@ -90,7 +90,7 @@ def load_settings(
     env = os.environ if environment is None else environment
     for spec in fields(Settings):
         text = env.get(f"HEADRACE_{spec.name.upper()}")
-        if text is not None and spec.name != "kafka":
+        if text and spec.name != "kafka":
             values[spec.name] = text
     values.update({k: v for k, v in (overrides or {}).items() if v is not None})
     known = {spec.name: spec for spec in fields(Settings)}
@@ -105,23 +105,29 @@ def _read_file(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as exc:
         raise ConfigError(f"--config {path}: {exc.strerror}; check the path") from exc
-    except tomllib.TOMLDecodeError as exc:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
         raise ConfigError(f"--config {path}: not TOML: {exc}") from exc
 
 
-def _checked(spec: Any, value: Any) -> Any:
+def _checked(spec: Any, given: Any) -> Any:
+    value = given
     name, kind = spec.name, spec.type
     if kind == "int":
-        try:
-            value = int(value)
-        except (TypeError, ValueError):
-            raise ConfigError(f"setting {name}: {value!r} is not a whole number; {spec.metadata['help']}") from None
-    elif kind == "bool" and isinstance(value, str):
-        if value.lower() not in ("true", "false", "1", "0"):
+        if not isinstance(value, int) or isinstance(value, bool):  # text from the environment
+            try:
+                value = int(value) if isinstance(value, str) else None
+            except ValueError:
+                value = None
+        if value is None:
+            raise ConfigError(f"setting {name}: {given!r} is not a whole number; {spec.metadata['help']}")
+    elif kind == "bool" and not isinstance(value, bool):
+        if str(value).lower() not in ("true", "false", "1", "0"):
             raise ConfigError(f"setting {name}: {value!r} is neither true nor false; {spec.metadata['help']}")
-        value = value.lower() in ("true", "1")
+        value = str(value).lower() in ("true", "1")
     elif kind == "str" and not isinstance(value, str):
         raise ConfigError(f"setting {name}: {value!r} is not text; {spec.metadata['help']}")
+    elif name == "kafka" and not isinstance(value, Mapping):
+        raise ConfigError(f"setting {name}: {value!r} is not a table; write [kafka] and a line for each setting")
     minimum, choices = spec.metadata.get("minimum"), spec.metadata.get("choices") or ()
     if minimum is not None and value < minimum:
         raise ConfigError(f"setting {name}: {value} is below {minimum:g}; {spec.metadata['help']}")

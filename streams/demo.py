@@ -222,8 +222,7 @@ class Demo:
         metrics = trained.metrics
         self._steps.done(
             "model",
-            f"LightGBM {self.model}: AUC {metrics['auc']:.3f}, average precision {metrics['average_precision']:.3f} "
-            "on a later week",
+            f"LightGBM; a later week: AUC {metrics['auc']:.3f}, average precision {metrics['average_precision']:.3f}",
         )
         self._reasons = Reasons(trained)
 
@@ -259,7 +258,7 @@ class Demo:
             sent.append(self.accounts.history)
             self._steps.note("windows", f"{RECENT_DAYS} days through the worker, {scores.scores:,} payments so far")
         self._wait_scored(self.accounts.history)
-        detail = f"{RECENT_DAYS} days, {self.accounts.history:,} payments through the worker, so that they are full"
+        detail = f"{RECENT_DAYS} days, {self.accounts.history:,} payments through the worker fill them"
         self._steps.done("windows", detail)
 
     def _wait_scored(self, count: int) -> None:
@@ -275,7 +274,7 @@ class Demo:
         producer, scores = self._producer, self._scores
         scores.go_live()
         self._view.go_live()
-        chunks = stream(plan.world, HISTORY_DAYS, rate=self.settings.rate, chunk_s=0.01, imperfections=plan.faults)
+        chunks = stream(plan.world, HISTORY_DAYS, rate=self.settings.rate, imperfections=plan.faults)
 
         def sending(chunk: Chunk) -> None:
             self.accounts.add(chunk, live=True)

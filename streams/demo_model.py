@@ -107,6 +107,6 @@ class Reasons:
             return f"{first['feature']} {first['value']:,.3g}"
         values = record["features"]
         x = np.array([[np.nan if values[name] is None else values[name] for name in self._names]])
-        contributions = self._booster.predict(x, pred_contrib=True, num_threads=1)[0, :-1]
+        contributions = np.asarray(self._booster.predict(x, pred_contrib=True, num_threads=1))[0, :-1]
         name = self._names[int(np.argmax(contributions))]
         return f"{name} {values[name]:,.4g}"

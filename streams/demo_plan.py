@@ -18,6 +18,7 @@ __all__ = [
     "TRAIN_DAYS",
     "DemoSettings",
     "Plan",
+    "faults",
     "make_plan",
 ]
 
@@ -96,4 +97,9 @@ def make_plan(settings: DemoSettings, now_ms: int) -> Plan:
     world = World.for_pace(settings.seed, start_ms=start_ms, rate=settings.rate, speed_up=speed_up)
     skew_ms = 1000 * _SKEW_S * speed_up
     slice_ms = next((ms for ms in _SLICES_MS if SLICES_AT_ONCE * ms >= skew_ms), _SLICES_MS[-1])
-    return Plan(world, slice_ms, Imperfections(malformed=0.002, duplicates=0.003, late=0.003, late_ms_max=DAY_MS))
+    return Plan(world, slice_ms, faults())
+
+
+def faults() -> Imperfections:
+    """A few of each, as in life: unreadable, sent twice, hours late."""
+    return Imperfections(malformed=0.002, duplicates=0.003, late=0.003, late_ms_max=DAY_MS)

@@ -88,9 +88,7 @@ def figures(
     latency = {"latency_ms_p50": math.nan, "latency_ms_p99": math.nan, "latency_ms_max": math.nan}
     if scores is not None:
         digest = scores.latency
-        latency = dict(
-            zip(latency, (digest.percentile(50.0), digest.percentile(99.0), digest.max_ms), strict=True)
-        )
+        latency = dict(zip(latency, (digest.percentile(50.0), digest.percentile(99.0), digest.max_ms), strict=True))
     live = accounts.live_figures()
     return {
         **live,

@@ -1,4 +1,4 @@
-"""The demo as a consumer: reads scores and dead letters while they come, measures latency, keeps the newest high ones."""
+"""The demo as a consumer: reads scores and dead letters as they come, measures latency, keeps the newest high ones."""
 
 from __future__ import annotations
 

@@ -173,7 +173,13 @@ class View:
             live = accounts.live_figures()
             rate = live["scored"] / seconds if seconds else 0.0
             snapshot = replace(
-                self._snapshot(time.monotonic()), elapsed_s=seconds, events_out_per_s=rate, late=scores.late, **live
+                self._snapshot(time.monotonic()),
+                elapsed_s=seconds,
+                events_out_per_s=rate,
+                received=live["received"],
+                scored=live["scored"],
+                dead_letters=live["dead_letters"],
+                duplicates=live["duplicates"],
             )
             console.print(summary(snapshot, ascii_only=ascii_only))
             console.print(

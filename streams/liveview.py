@@ -17,7 +17,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["BINS", "DemoSnapshot", "DemoView", "HighScore", "Phase", "plain_line", "summary"]
+__all__ = ["BINS", "DemoSnapshot", "DemoView", "HighScore", "Phase", "phase_list", "plain_line", "summary"]
 
 #: bins of the score histogram, equal widths over [0, 1]
 BINS = 20
@@ -278,11 +278,12 @@ def _text(value: object, ascii_only: bool) -> Text:
 
 def phase_list(phases: Sequence[Phase], ascii_only: bool = False) -> RenderableType:
     """Phases as a checklist, the seconds of each beside it."""
-    grid = Table.grid(padding=(0, 1))
+    grid = Table.grid(padding=(0, 1), expand=True)
     grid.add_column(width=2, justify="right")
     grid.add_column(no_wrap=True)
     grid.add_column(justify="right", no_wrap=True)
-    grid.add_column(style=_DIM, overflow="crop" if ascii_only else "ellipsis", no_wrap=True)
+    # a long detail is cut, never the columns before it
+    grid.add_column(style=_DIM, overflow="crop" if ascii_only else "ellipsis", no_wrap=True, ratio=1)
     for phase in phases:
         sign, style = _sign(phase, ascii_only)
         seconds = "" if phase.state == "waiting" else f"{phase.seconds:.1f} s"

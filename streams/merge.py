@@ -6,9 +6,11 @@ senders' watermarks and idle marks say so, and they are in the log too (rule 5 o
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from heapq import heappop, heappush
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -61,6 +63,18 @@ class ArrivalOrder:
 class _Source:
     watermark_ms: int | None = None
     idle: bool = False
+    #: the source offset up to which its sender had come
+    next_offset: int = 0
+
+
+class _Wait(NamedTuple):
+    """A block that waits; ``times`` (n,) are its rows' or labels' times, ``arrival`` its place in the log."""
+
+    oldest_ms: int
+    arrival: int
+    is_label: bool
+    block: Block
+    times: IntArray
 
 
 class EventTimeOrder:
@@ -69,6 +83,9 @@ class EventTimeOrder:
     ``sources`` (topic, partition) are waited for until they have passed a row's time or say that they are idle; a
     source that never sent anything is waited for. At most ``rows_max`` rows wait: beyond it the oldest are
     released early, counted in ``forced``. ``late`` counts rows that came when later ones had been released.
+
+    A mark of a sender that another has overtaken meanwhile (it lost the partition and does not know yet) counts for
+    nothing: its source offset is behind.
     """
 
     def __init__(self, sources: Iterable[tuple[str, int]], rows_max: int = 2_000_000) -> None:
@@ -76,10 +93,10 @@ class EventTimeOrder:
         self.forced = 0
         self.late = 0
         self._sources = {source: _Source() for source in sources}
-        #: per source and kind the blocks that wait, in arrival order
-        self._waiting: list[tuple[bool, Block, IntArray]] = []
+        #: a heap: what holds nothing that is due costs nothing
+        self._waiting: list[_Wait] = []
+        self._arrivals = itertools.count()
         self._count = 0
-        self._due: list[tuple[bool, Block, IntArray]] = []
         self._parts: list[Merged] = []
         self._released_ms = -_EVERYTHING
 
@@ -88,16 +105,18 @@ class EventTimeOrder:
         is_label = message.kind == "labels"
         if len(message.block):
             times = message.block.columns["label_time" if is_label else "event_time"].astype(np.int64)
-            self.late += int(np.count_nonzero(times <= self._released_ms)) if self._released_ms > -_EVERYTHING else 0
-            self._waiting.append((is_label, message.block, times))
+            self.late += int(np.count_nonzero(times <= self._released_ms))
+            heappush(self._waiting, _Wait(int(times.min()), next(self._arrivals), is_label, message.block, times))
             self._count += len(times)
             source.idle = False
+        overtaken = message.block.next_offset < source.next_offset
+        source.next_offset = max(source.next_offset, message.block.next_offset)
         if message.watermark_ms is not None and (
             source.watermark_ms is None or message.watermark_ms > source.watermark_ms
         ):
             source.watermark_ms = message.watermark_ms
             source.idle = False
-        if message.kind == "idle":
+        if message.kind == "idle" and not overtaken:
             source.idle = True
         self._release(self._bound())
         if self._count > self.rows_max:
@@ -115,26 +134,27 @@ class EventTimeOrder:
         return bound
 
     def _release(self, bound: int) -> None:
-        due: list[tuple[bool, Block, IntArray]] = []
-        waiting: list[tuple[bool, Block, IntArray]] = []
-        for is_label, block, times in self._waiting:
-            ready = times <= bound
-            n = int(np.count_nonzero(ready))
-            if n == len(times):
-                due.append((is_label, block, times))
-            elif n == 0:
-                waiting.append((is_label, block, times))
-            else:
-                due.append((is_label, block.take(ready), times[ready]))
-                waiting.append((is_label, block.take(~ready), times[~ready]))
+        due: list[_Wait] = []
+        rest: list[_Wait] = []
+        while self._waiting and self._waiting[0].oldest_ms <= bound:
+            wait = heappop(self._waiting)
+            ready = wait.times <= bound
+            if ready.all():
+                due.append(wait)
+                continue
+            due.append(wait._replace(block=wait.block.take(ready), times=wait.times[ready]))
+            later = wait.times[~ready]
+            rest.append(wait._replace(oldest_ms=int(later.min()), block=wait.block.take(~ready), times=later))
+        for wait in rest:
+            heappush(self._waiting, wait)
         if due:
-            self._waiting = waiting
-            self._count -= sum(len(times) for _, _, times in due)
-            self._released_ms = max(self._released_ms, max(int(times.max()) for _, _, times in due))
+            due.sort(key=lambda wait: wait.arrival)
+            self._count -= sum(len(wait.times) for wait in due)
+            self._released_ms = max(self._released_ms, max(int(wait.times.max()) for wait in due))
             self._parts.append(_sorted(due))
 
     def _force(self) -> None:
-        times = np.sort(np.concatenate([t for _, _, t in self._waiting]))
+        times = np.sort(np.concatenate([wait.times for wait in self._waiting]))
         excess = self._count - self.rows_max
         before = self._count
         self._release(int(times[excess - 1]))
@@ -148,9 +168,9 @@ class EventTimeOrder:
         return Merged(Block.concat(rows) if rows else None, Block.concat(labels) if labels else None, kinds)
 
 
-def _sorted(parts: list[tuple[bool, Block, IntArray]]) -> Merged:
-    rows = [b for is_label, b, _ in parts if not is_label]
-    labels = [b for is_label, b, _ in parts if is_label]
+def _sorted(parts: list[_Wait]) -> Merged:
+    rows = [part.block for part in parts if not part.is_label]
+    labels = [part.block for part in parts if part.is_label]
     row_block = _by_time(Block.concat(rows), "event_time") if rows else None
     label_block = _by_time(Block.concat(labels), "label_time") if labels else None
     row_times = row_block.columns["event_time"] if row_block is not None else np.empty(0, np.int64)

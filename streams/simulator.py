@@ -89,8 +89,8 @@ class World:
     """A population of cards and terminals and everything that happens to it, from ``start_ms`` on.
 
     ``start_ms`` is a UTC midnight, ms since the epoch. ``label_delay_ms`` is the usual delay of a label:
-    of all labels about 80 % come just after it, 10 % earlier and 10 % up to three times as late.
-    Raises `ConfigError` for values no world can have.
+    of all labels about 80 % come just after it, 10 % earlier and 10 % up to three times as late. Transactions are
+    numbered from ``first_transaction_id`` on. Raises `ConfigError` for values no world can have.
     """
 
     def __init__(
@@ -101,6 +101,7 @@ class World:
         cards: int = 5_000,
         terminals: int = 10_000,
         label_delay_ms: int = 7 * DAY_MS,
+        first_transaction_id: int = 0,
     ) -> None:
         for name, value, least in (
             ("seed", seed, 0),
@@ -108,6 +109,7 @@ class World:
             ("cards", cards, 1),
             ("terminals", terminals, 1),
             ("label_delay_ms", label_delay_ms, 1),
+            ("first_transaction_id", first_transaction_id, 0),
         ):
             if value < least:
                 raise ConfigError(f"{name}={value}: must be at least {least}; give a larger value")
@@ -115,18 +117,32 @@ class World:
             raise ConfigError(f"start_ms={start_ms}: not a UTC midnight; use simulator.midnight({start_ms})")
         self.seed, self.start_ms, self.cards, self.terminals = seed, start_ms, cards, terminals
         self.label_delay_ms = label_delay_ms
-        self._first_ids = [0]
+        self._first_ids = [first_transaction_id]
         self._cases: dict[tuple[int, int], IntArray] = {}
         self._make_population()
 
     @classmethod
     def for_pace(
-        cls, seed: int, *, start_ms: int, rate: float, speed_up: float, label_delay_ms: int = 7 * DAY_MS
+        cls,
+        seed: int,
+        *,
+        start_ms: int,
+        rate: float,
+        speed_up: float,
+        label_delay_ms: int = 7 * DAY_MS,
+        first_transaction_id: int = 0,
     ) -> World:
         """A world with as many cards as give ``rate`` transactions/s of wall time when its event time runs
         ``speed_up`` times faster than the clock; two terminals a card."""
         cards = round(rate * 86_400 / (speed_up * _ACTIVITY_MEAN))
-        return cls(seed, start_ms=start_ms, cards=cards, terminals=2 * cards, label_delay_ms=label_delay_ms)
+        return cls(
+            seed,
+            start_ms=start_ms,
+            cards=cards,
+            terminals=2 * cards,
+            label_delay_ms=label_delay_ms,
+            first_transaction_id=first_transaction_id,
+        )
 
     @property
     def rows_per_day(self) -> float:

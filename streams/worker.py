@@ -214,7 +214,7 @@ class Worker:
         assert reader is not None
         while batch.tp in self._inside:  # a tick that waits for the producer: its marks go out before our rows
             await asyncio.sleep(0.001)
-        if self._error is not None or not await reader.begin(batch):
+        if not await reader.begin(batch) or self._error is not None:
             return
         self._inside.add(batch.tp)
         try:
@@ -223,11 +223,11 @@ class Worker:
                 task = self._pipeline.task(batch.tp)
                 self._tasks[batch.tp] = (batch.epoch, task)
             await self._send(task.process(batch), reader)
+            reader.done(batch)
         except asyncio.CancelledError:
             raise
         except FatalError as exc:
             self.failed(exc)
-            return
         except Exception as exc:
             logger.exception("stage failed")
             tp = batch.tp
@@ -238,10 +238,8 @@ class Worker:
                     f"{type(exc).__name__}: {exc}. Nothing after the last commit counts; report this with the log.",
                 )
             )
-            return
         finally:
             self._inside.discard(batch.tp)
-        reader.done(batch)
 
     async def _tick(self) -> None:
         """Ten times a second: the tasks' decisions by the clock, between batches."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from streams.cli.options import add_bootstrap, add_json, print_json
+from streams.cli.options import add_bootstrap, add_config, add_json, print_json
 from streams.errors import EXIT_OK, ConfigError
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--envelope", action="store_true", help="each line also has topic, partition, offset, timestamp, key, headers"
     )
+    add_config(parser)
     add_bootstrap(parser)
     add_json(parser)
 
@@ -37,21 +38,26 @@ def run(args: argparse.Namespace) -> int:
     from streams.config import load_settings
     from streams.log import connect
 
-    settings = load_settings(overrides={"bootstrap": args.bootstrap})
+    if args.count is not None and args.count < 0:
+        raise ConfigError(f"--count {args.count}: below 0; leave it out to read on")
+    settings = load_settings(args.config, overrides={"bootstrap": args.bootstrap})
     log = connect(settings.log_url(), settings.kafka_config())
     if args.topic not in log.admin().topics([args.topic]):
         raise ConfigError(f"--topic {args.topic}: not there; create the topics with `headrace topics create`")
+    try:
+        out = sys.stdout.buffer if str(args.to) == "-" else args.to.open("wb")
+    except OSError as exc:
+        raise ConfigError(f"--to {args.to}: {exc.strerror}; check the path and its rights") from exc
     consumer = log.consumer(f"headrace-consume-{uuid.uuid4().hex}")
     consumer.subscribe([args.topic], _FromEarliest(consumer))
     written = 0
     last = time.monotonic()
-    out = sys.stdout.buffer if str(args.to) == "-" else args.to.open("wb")
     try:
         while args.count is None or written < args.count:
             batches = consumer.poll(0.1, 10_000)
-            if batches:
+            if batches or not consumer.assignment():  # to join a group takes its time: that is not silence
                 last = time.monotonic()
-            elif args.idle is not None and consumer.assignment() and time.monotonic() - last > args.idle:
+            elif args.idle is not None and time.monotonic() - last > args.idle:
                 break
             for batch in batches:
                 n = len(batch) if args.count is None else min(len(batch), args.count - written)

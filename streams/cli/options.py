@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Mapping
+from pathlib import Path
 
-__all__ = ["DEFAULT_BOOTSTRAP", "add_bootstrap", "add_json", "port", "print_json"]
+__all__ = ["DEFAULT_BOOTSTRAP", "add_bootstrap", "add_config", "add_json", "port", "print_json"]
 
 DEFAULT_BOOTSTRAP = "127.0.0.1:9092"
 
 
 def add_bootstrap(parser: argparse.ArgumentParser) -> None:
-    """``--bootstrap HOST:PORT[,HOST:PORT]``, default $HEADRACE_BOOTSTRAP, else 127.0.0.1:9092; or a log URL."""
+    """``--bootstrap HOST:PORT[,HOST:PORT]`` or a log URL; None when not given: then `load_settings` decides."""
     parser.add_argument(
         "--bootstrap",
         metavar="HOST:PORT",
-        default=os.environ.get("HEADRACE_BOOTSTRAP") or DEFAULT_BOOTSTRAP,
-        help=f"Kafka to talk to (default: $HEADRACE_BOOTSTRAP or {DEFAULT_BOOTSTRAP})",
+        help=f"Kafka to talk to (default: $HEADRACE_BOOTSTRAP, else the --config file's, else {DEFAULT_BOOTSTRAP})",
     )
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """``--config FILE``: settings of the worker and of Kafka's clients."""
+    parser.add_argument("--config", type=Path, metavar="FILE", help="settings as TOML, e.g. headrace.toml")
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

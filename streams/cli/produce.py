@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from streams.cli.options import add_bootstrap, add_json, print_json
-from streams.errors import EXIT_FAILED, EXIT_OK, ConfigError
+from streams.cli.options import add_bootstrap, add_config, add_json, print_json
+from streams.errors import EXIT_FAILED, EXIT_OK, ConfigError, HeadraceError
+
+if TYPE_CHECKING:
+    from streams.log import LogProducer
+
+_FLUSH_S = 60.0
 
 EXAMPLE = "headrace produce --topic transactions --from transactions.parquet --rate 5000"
 
@@ -18,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--from", dest="source", required=True, type=Path, metavar="FILE", help=".jsonl or .parquet")
     parser.add_argument("--rate", type=float, metavar="N", help="events per second (default: as fast as it goes)")
     parser.add_argument("--key", metavar="FIELD", help="field that is the record key (default: the topic's own)")
+    add_config(parser)
     add_bootstrap(parser)
     add_json(parser)
 
@@ -28,41 +37,64 @@ def run(args: argparse.Namespace) -> int:
     from streams.cli.progress import progress
     from streams.config import load_settings
     from streams.files import count_rows, read_records
-    from streams.log import OutBatch, connect
+    from streams.log import DeliveryFailed, connect
 
     if args.rate is not None and args.rate <= 0:
         raise ConfigError(f"--rate {args.rate}: not above 0; leave it out for full speed")
-    settings = load_settings(overrides={"bootstrap": args.bootstrap})
+    total = count_rows(args.source)
+    settings = load_settings(args.config, overrides={"bootstrap": args.bootstrap})
     log = connect(settings.log_url(), settings.kafka_config())
     if args.topic not in log.admin().topics([args.topic]):
         raise ConfigError(f"--topic {args.topic}: not there; create the topics with `headrace topics create`")
     schema = SCHEMAS.get(args.topic)
     key_field = args.key or (schema.key if schema else None)
-    total = count_rows(args.source)
     producer = log.producer()
     started = time.monotonic()
-    sent = 0
-    with progress(f"to {args.topic}", total) as advance:
-        for values, keys in read_records(args.source, key_field):
-            step = len(values) if args.rate is None else max(1, int(args.rate / 100))
-            for start in range(0, len(values), step):
-                batch = OutBatch(
-                    args.topic, values[start : start + step], None if keys is None else keys[start : start + step]
-                )
-                done = producer.send(batch)
-                while done < len(batch):
-                    producer.poll(0.05)
-                    done = producer.send(batch, done)
-                sent += len(batch)
-                if args.rate is not None:
-                    time.sleep(max(0.0, sent / args.rate - (time.monotonic() - started)))
-                advance(len(batch))
-    left = producer.flush(60.0)
-    producer.close()
+    try:
+        with progress(f"to {args.topic}", total) as advance:
+            sent = _send(producer, args.topic, read_records(args.source, key_field), args.rate, advance)
+        left = producer.flush(_FLUSH_S)
+    except DeliveryFailed as exc:
+        raise HeadraceError(
+            f"{exc}. What was sent before it may be in the topic. If a record is too large, raise the topic's "
+            "max.message.bytes."
+        ) from exc
+    finally:
+        producer.close()
     seconds = time.monotonic() - started
     figures = {"sent": sent - left, "seconds": round(seconds, 3), "events_per_s": round(sent / seconds, 1)}
+    if left:
+        print(f"{left:,} records were not acknowledged in {_FLUSH_S:.0f} s: is the broker up?", file=sys.stderr)
     if args.json:
         print_json(figures)
     else:
         print(f"sent {sent - left:,} records to {args.topic} in {seconds:.1f} s ({sent / seconds:,.0f}/s)")
     return EXIT_OK if not left else EXIT_FAILED
+
+
+def _send(
+    producer: LogProducer,
+    topic: str,
+    records: Iterable[tuple[list[bytes], Sequence[bytes | None] | None]],
+    rate: float | None,
+    advance: Callable[[int], None],
+) -> int:
+    """All records, ``rate`` a second at most; returns how many."""
+    from streams.log import OutBatch
+
+    started = time.monotonic()
+    sent = 0
+    for values, keys in records:
+        step = len(values) if rate is None else max(1, int(rate / 100))
+        for start in range(0, len(values), step):
+            end = start + step
+            batch = OutBatch(topic, values[start:end], None if keys is None else keys[start:end])
+            done = producer.send(batch)
+            while done < len(batch):
+                producer.poll(0.05)
+                done = producer.send(batch, done)
+            sent += len(batch)
+            if rate is not None:
+                time.sleep(max(0.0, sent / rate - (time.monotonic() - started)))
+            advance(len(batch))
+    return sent

@@ -6,9 +6,8 @@ import argparse
 import asyncio
 import logging
 import signal
-from pathlib import Path
 
-from streams.cli.options import add_bootstrap, add_json, print_json
+from streams.cli.options import add_bootstrap, add_config, add_json, print_json
 
 EXAMPLE = "headrace run --pipeline fraud --models models-dir --bootstrap 127.0.0.1:9092"
 
@@ -21,8 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--order", choices=["arrival", "event_time"], help="order of the terminal stage (default: arrival)"
     )
     parser.add_argument("--group", metavar="GROUP", help="consumer group (default: headrace-fraud)")
-    parser.add_argument("--config", type=Path, metavar="FILE", help="settings as TOML, e.g. headrace.toml")
     parser.add_argument("--partitions", type=int, metavar="N", help="of topics that are missing (default: 4)")
+    add_config(parser)
     add_bootstrap(parser)
     add_json(parser)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from streams.cli.options import add_bootstrap, add_json, print_json
+from streams.cli.options import add_bootstrap, add_config, add_json, print_json
 from streams.errors import EXIT_OK
 
 EXAMPLE = "headrace topics create --partitions 4"
@@ -13,7 +13,8 @@ EXAMPLE = "headrace topics create --partitions 4"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     parser.add_argument("action", choices=["create", "list"], help="create what is missing, or list what is there")
-    parser.add_argument("--partitions", type=int, default=4, metavar="N", help="of each new topic (default: 4)")
+    parser.add_argument("--partitions", type=int, metavar="N", help="of each new topic (default: 4)")
+    add_config(parser)
     add_bootstrap(parser)
     add_json(parser)
 
@@ -25,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     from streams.topics import all_topics
     from streams.worker import ensure_topics
 
-    settings = load_settings(overrides={"bootstrap": args.bootstrap, "partitions": args.partitions})
+    settings = load_settings(args.config, overrides={"bootstrap": args.bootstrap, "partitions": args.partitions})
     log = connect(settings.log_url(), settings.kafka_config())
     create = args.action == "create"
     there = ensure_topics(log, all_topics(settings.partitions)) if create else log.admin().topics()

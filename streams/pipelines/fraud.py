@@ -15,10 +15,10 @@ import numpy as np
 import orjson
 
 from features import engine
-from features.block import Block, IntArray
+from features.block import Block, Ids, IntArray
 from models.slot import ModelSlot
 from streams.codec import Dead, decode_labels, decode_transactions
-from streams.encode import ScoreEncoder, source_headers
+from streams.encode import ScoreEncoder, decimal_keys, source_headers
 from streams.log import TP, OutBatch, RecordBatch, TopicInfo
 from streams.merge import ArrivalOrder, EventTimeOrder, Order
 from streams.partitioner import KeyPlacement, partitions_of
@@ -69,8 +69,8 @@ class FraudPipeline:
         self.infos = topics
 
     def start_offset(self, tp: TP, live_from: int, earliest: int) -> int:
-        """State is a function of the log: the stateful stages read it from its start; the label router has none."""
-        return live_from if tp.topic == LABELS else earliest
+        """State is a function of the log, read from its start; the label router's is only its watermark."""
+        return live_from if tp.topic == LABELS and self.order == "arrival" else earliest
 
     def task(self, tp: TP) -> Task:
         if tp.topic == TRANSACTIONS:
@@ -112,6 +112,10 @@ def _trial_batch(topic: str, values: Sequence[bytes], now: int) -> RecordBatch:
     return RecordBatch(TP(topic, 0), list(range(n)), [now] * n, [None] * n, list(values), lambda i: [], n)
 
 
+def _texts(ids: Ids) -> list[bytes]:
+    return decimal_keys(ids.ints) if ids.ints is not None else ids.texts()
+
+
 class _Sender:
     """A task that shuffles rows to the terminal stage, with the watermarks and idle marks of rule 5."""
 
@@ -127,15 +131,18 @@ class _Sender:
 
     def send(self, kind: str, block: Block, targets: IntArray, times: IntArray) -> list[OutBatch]:
         """The block's rows as messages, one per target partition."""
-        if len(times):
-            # what has this very time may still come, so only what is before it is complete
-            newest = int(times.max()) - 1
-            self.watermark_ms = newest if self.watermark_ms is None else max(self.watermark_ms, newest)
+        self.remember(times)
         self._told_idle = False
         self._quiet_since = None
         n = self.pipeline.infos[BY_TERMINAL].partitions
         messages = pack(kind, self.source, block, targets, n, watermark_ms=self.watermark_ms)  # type: ignore[arg-type]
         return [OutBatch(BY_TERMINAL, [value], None, p) for p, value in messages]
+
+    def remember(self, times: IntArray) -> None:
+        """How far this source has come: what has the newest time may still come, only what is before is complete."""
+        if len(times):
+            newest = int(times.max()) - 1
+            self.watermark_ms = newest if self.watermark_ms is None else max(self.watermark_ms, newest)
 
     def tick(self, now_s: float, at_end: bool) -> list[OutBatch]:
         """By the sender's clock: tells all target partitions how far this source is, or that it is idle."""
@@ -180,7 +187,7 @@ class CardTask(_Sender):
         self.next_offset = batch.next_offset
         if batch.replay:
             counts["replayed"] += len(batch)
-            self._remember(result)
+            self.remember(result.block.event_time_ms)
             return []
         counts["received"] += len(batch)
         counts["dead_letters"] += len(dead)
@@ -198,12 +205,6 @@ class CardTask(_Sender):
             counts["late"] += len(late)
             outputs.append(late)
         return outputs
-
-    def _remember(self, result: CardRows) -> None:
-        """Replayed rows were sent before; only how far this source has come is new to this task."""
-        if len(result.block):
-            newest = int(result.block.event_time_ms.max()) - 1
-            self.watermark_ms = newest if self.watermark_ms is None else max(self.watermark_ms, newest)
 
     def _watch_placement(self, block: Block) -> None:
         infos = self.pipeline.infos
@@ -243,10 +244,11 @@ class LabelTask(_Sender):
         with meters.part("labels"):
             block, dead = decode_labels(batch)
             self.next_offset = batch.next_offset
+            if batch.replay:
+                self.remember(block.columns["label_time"].astype(np.int64, copy=False))
+                return []
             counts["labels"] += len(block)
             counts["dead_labels"] += len(dead)
-            if batch.replay:
-                return []
             outputs: list[OutBatch] = []
             if len(block):
                 targets = label_targets(block, self.pipeline.infos[BY_TERMINAL].partitions)
@@ -320,7 +322,7 @@ class TerminalTask:
             raw, score = slot.score(matrix)
         with meters.part("encode"):
             values = self._encoder.encode(rows, features=matrix, late=late, model=slot.label, score=score, raw=raw)
-            keys = rows.ids["transaction_id"].texts()
+            keys = _texts(rows.ids["transaction_id"])
             headers = [[("source", source)] for source in self._sources(rows)]
         counts["scored"] += len(rows)
         outputs.append(OutBatch(FRAUD_SCORES, values, keys, None, headers))

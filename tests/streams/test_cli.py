@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from streams.cli import main as cli
-from streams.cli.options import DEFAULT_BOOTSTRAP, add_bootstrap, add_json, print_json
+from streams.cli.options import DEFAULT_BOOTSTRAP, add_bootstrap, add_config, add_json, print_json
+from streams.config import load_settings
 from streams.errors import ConfigError, FatalError, HeadraceError
 
 
@@ -104,18 +106,24 @@ def test_who_reads_our_output_may_leave() -> None:
         assert process.stderr.read() == ""
 
 
-def test_bootstrap_comes_from_the_option_the_environment_or_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    def parsed(*words: str) -> str:
+def test_bootstrap_comes_from_the_option_the_environment_the_file_or_the_default(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def bootstrap(*words: str) -> str:
         parser = argparse.ArgumentParser()
         add_bootstrap(parser)
-        value: str = parser.parse_args(words).bootstrap
-        return value
+        add_config(parser)
+        args = parser.parse_args(words)
+        return load_settings(args.config, overrides={"bootstrap": args.bootstrap}).bootstrap
 
+    file = tmp_path / "headrace.toml"
+    file.write_text('bootstrap = "file:9092"')
     monkeypatch.delenv("HEADRACE_BOOTSTRAP", raising=False)
-    assert parsed() == DEFAULT_BOOTSTRAP
+    assert bootstrap() == DEFAULT_BOOTSTRAP
+    assert bootstrap("--config", str(file)) == "file:9092"
     monkeypatch.setenv("HEADRACE_BOOTSTRAP", "kafka:19092")
-    assert parsed() == "kafka:19092"
-    assert parsed("--bootstrap", "other:1") == "other:1"
+    assert bootstrap("--config", str(file)) == "kafka:19092"
+    assert bootstrap("--bootstrap", "other:1", "--config", str(file)) == "other:1"
 
 
 def test_figures_are_one_line_of_json(capsys: pytest.CaptureFixture[str]) -> None:
