@@ -20,13 +20,13 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 from rich.console import Console
 
 from streams.broker import BrokerError, kafka_available
 from streams.config import Settings, load_settings
-from streams.demo_children import Child, DemoWorker, WorkerProcess, WorkerThread
+from streams.demo_children import Child, DemoWorker, Job, WorkerProcess, WorkerThread
 from streams.demo_model import History, Reasons, Stopped, add_model, make_features, make_history, train
 from streams.demo_plan import HISTORY_DAYS, RECENT_DAYS, SLICES_AT_ONCE, DemoSettings, Plan, make_plan
 from streams.demo_report import Accounts, figures
@@ -56,28 +56,6 @@ class DemoError(HeadraceError):
     """The demo cannot go on."""
 
 
-class _Job(threading.Thread, Generic[_T]):
-    """A call in a thread of its own, its result or error to be fetched."""
-
-    def __init__(self, call: Callable[[], _T]) -> None:
-        super().__init__(name="demo-job", daemon=True)
-        self._call = call
-        self._result: list[_T] = []
-        self._error: Exception | None = None
-        self.start()
-
-    def run(self) -> None:
-        try:
-            self._result.append(self._call())
-        except Exception as error:  # noqa: BLE001 - handed to whoever asks for the result
-            self._error = error
-
-    def result(self) -> _T:
-        if self._error is not None:
-            raise self._error
-        return self._result[0]
-
-
 class Demo:
     """One run. ``stop`` set from anywhere ends it at once, in order; `run` returns the exit code."""
 
@@ -97,7 +75,7 @@ class Demo:
         self._worker: DemoWorker | None = None
         self._scores: ScoreReader | None = None
         self._children: list[Child] = []
-        self._jobs: list[_Job[object]] = []
+        self._jobs: list[Job[object]] = []
 
     def run(self) -> int:
         """Everything, from the start of the broker to the books; 0 if they agree, else 1."""
@@ -152,7 +130,7 @@ class Demo:
         self._steps.done("kernels", "compiled by numba, kept beside the source")
         _write_config(config, plan, folder / "models", "")
         self._train(plan, history, load_settings(config, {}), folder / "models")
-        self._log = self._await_log(opened, broker)
+        self._log = self._await_log(opened)
         _write_config(config, plan, folder / "models", self._log.url)
         self._start_worker(config, folder, load_settings(config, {}))
         self._fill_windows(plan)
@@ -180,26 +158,24 @@ class Demo:
                 if self._stop.is_set():
                     raise Stopped
                 if broker.code is not None:
-                    raise BrokerError(" ".join(broker.tail(1)) or "Kafka did not start")
+                    raise BrokerError(broker.complaint() or "Kafka did not start")
                 self._steps.note("kafka", " ".join(broker.tail(1)) or "a real Apache Kafka, single node")
             url = f"headrace://{broker.said('ready').split()[1]}"
         log = connect(url)
         ensure_topics(log, all_topics())
+        if broker is not None:
+            self.backend, self._view.backend = "kafka", f"Apache Kafka at {url.removeprefix('headrace://')}"
+            self._steps.done("kafka", f"a real {self._view.backend}")
         return log
 
-    def _await_log(self, opened: _Job[Log], broker: Child | None) -> Log:
+    def _await_log(self, opened: Job[Log]) -> Log:
+        """The log; the one in this process where Kafka cannot be started after all."""
         self._wait(lambda: not opened.is_alive())
         try:
-            log = opened.result()
+            return opened.result()
         except BrokerError as error:
-            self._in_process(str(error).removeprefix("headrace broker: "))
+            self._in_process(str(error))
             return self._open_log(None)
-        if broker is not None:
-            where = log.url.removeprefix("headrace://")
-            self.backend = "kafka"
-            self._view.backend = f"Apache Kafka at {where}"
-            self._steps.done("kafka", f"a real Apache Kafka at {where}")
-        return log
 
     def _history(self, plan: Plan) -> History:
         self._steps.start("history", "simulating a card business")
@@ -360,8 +336,8 @@ class Demo:
         self._children.append(child)
         return child
 
-    def _job(self, call: Callable[[], _T]) -> _Job[_T]:
-        job = _Job(call)
+    def _job(self, call: Callable[[], _T]) -> Job[_T]:
+        job = Job(call)
         self._jobs.append(job)  # type: ignore[arg-type]
         return job
 

@@ -1,4 +1,4 @@
-"""What the demo starts and ends: child processes that cannot outlive it, and its worker on either log."""
+"""What the demo starts and ends: calls in threads, child processes that cannot outlive it, its worker on either log."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from streams.config import Settings, load_settings
 
-__all__ = ["Child", "DemoWorker", "WorkerProcess", "WorkerThread"]
+__all__ = ["Child", "DemoWorker", "Job", "WorkerProcess", "WorkerThread"]
 
+_T = TypeVar("_T")
 #: more than a worker or a broker needs to end
 _STOP_S = 35.0
 #: Runs ``main()`` of a module; the system sends SIGTERM when the demo dies, whatever it dies of (Linux).
@@ -31,6 +32,28 @@ if os.getppid() != int(sys.argv.pop(1)):
     sys.exit(1)
 sys.exit(importlib.import_module(sys.argv.pop(1)).main())
 """
+
+
+class Job(threading.Thread, Generic[_T]):
+    """A call in a thread of its own, its result or error to be fetched."""
+
+    def __init__(self, call: Callable[[], _T]) -> None:
+        super().__init__(name="demo-job", daemon=True)
+        self._call = call
+        self._result: list[_T] = []
+        self._error: Exception | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self._result.append(self._call())
+        except Exception as error:  # noqa: BLE001 - handed to whoever asks for the result
+            self._error = error
+
+    def result(self) -> _T:
+        if self._error is not None:
+            raise self._error
+        return self._result[0]
 
 
 class Child:
@@ -83,6 +106,13 @@ class Child:
     def tail(self, lines: int = 12) -> list[str]:
         """The last lines of its log."""
         return self.log_file.read_text(errors="replace").splitlines()[-lines:]
+
+    def complaint(self) -> str:
+        """The error that a command of ours ended with, else the last line of its log."""
+        lines = self.tail(100)
+        prefix = f"headrace {self.name}: "
+        ours = next((line.removeprefix(prefix) for line in lines if line.startswith(prefix)), "")
+        return ours or " ".join(lines[-1:])
 
     def ask_to_end(self) -> None:
         """SIGTERM, if it runs."""

@@ -28,7 +28,7 @@ RECENT_DAYS = 38
 #: training begins where the windows are full enough, ends where the test's labels are known
 TRAIN_DAYS, TEST_DAYS = (26, 54), (61, 68)
 
-_ROWS_PER_DAY = 3_000
+_ROWS_PER_DAY = (1_000, 3_000)
 _DAY_S = 86_400
 _HOUR_MS = 3_600_000
 #: of the history, see `Plan`
@@ -83,12 +83,16 @@ class Plan:
 
 
 def make_plan(settings: DemoSettings, now_ms: int) -> Plan:
-    """A world of about 3,000 transactions a day, more above 3,000 a second, that ends in the past (rule 11).
+    """A world of 1,000 to 3,000 transactions a day, more above 3,000 a second, that ends in the past (rule 11).
+
+    Small enough for a start in seconds; its clock runs so fast that the live part shows days.
 
     Without an end, or with one far off, it begins in 2000; when its time has caught up with ours it goes on at the
     pace of life.
     """
-    speed_up = _DAY_S * min(1.0, settings.rate / _ROWS_PER_DAY)
+    fewest, most = _ROWS_PER_DAY
+    rows_per_day = max(fewest, min(3 * settings.rate, most), settings.rate)
+    speed_up = _DAY_S * settings.rate / rows_per_day
     first = midnight(TIME_MS_MIN, -1)
     start_ms = first
     if settings.seconds is not None:

@@ -1,12 +1,17 @@
 """Compiles the kernels that a worker needs, in processes of their own, so that the demo's start can overlap it.
 
-numba keeps what it has compiled beside the source, so this takes seconds once and nothing afterwards. Two processes
-work from both ends: one begins with the windows by terminal, the largest part, the other with the model's.
+numba keeps what it has compiled beside the source, so this takes some seconds once and nothing afterwards. Two
+processes share it: one begins with the windows by terminal, the largest part, the other with everything else; what
+one has compiled the other finds.
 """
 
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from streams.pipelines.fraud_stages import StageSettings
 
 __all__ = ["PARTS", "main"]
 
@@ -20,11 +25,12 @@ def main() -> int:
     from streams.pipelines.fraud_stages import TerminalStage, empty_rows
 
     settings = Settings()
+    stages = stage_settings(settings)
     if sys.argv[1] == "windows":
-        stages = stage_settings(settings)
         TerminalStage(stages).process(empty_rows(stages), None, None)
     else:
         _warm_model()
+        _warm_rows(stages)
     make_pipeline(settings).warm()
     return 0
 
@@ -40,3 +46,27 @@ def _warm_model() -> None:
     data = lightgbm.Dataset(x, x[:, 0] > 0.5, params={"verbosity": -1})
     params = {"objective": "binary", "num_leaves": 7, "num_threads": 1, "verbosity": -1}
     choose(lightgbm.train(params, data, 3).model_to_string())
+
+
+def _warm_rows(stages: StageSettings) -> None:
+    """A few rows through the card stage, the shuffle and the encoder."""
+    import numpy as np
+
+    from features.schema import TRANSACTIONS
+    from streams.encode import ScoreEncoder, decimal_keys, source_headers
+    from streams.offline import block_of
+    from streams.partitioner import partitions_of
+    from streams.pipelines.fraud_stages import CardStage
+    from streams.shuffle import Source, pack, unpack
+
+    n = np.arange(9, dtype=np.int64)
+    columns = {"transaction_id": n, "event_time": n, "card_id": n, "terminal_id": n, "amount": n / 4}
+    rows = CardStage(stages).process(block_of(TRANSACTIONS, columns)).block
+    targets = partitions_of(rows.ids["terminal_id"], 2)
+    for _, value in pack("rows", Source(TRANSACTIONS.topic, "warm", 0), rows, targets, 2, watermark_ms=0):
+        unpack(value)
+    vectors, scores = np.zeros((len(rows), len(stages.features))), np.zeros(len(rows))
+    late = rows.columns["late"].astype(np.bool_)
+    ScoreEncoder(stages.features.names).encode(rows, features=vectors, late=late, score=scores, raw=scores)
+    decimal_keys(n)
+    source_headers(TRANSACTIONS.topic, 0, n)

@@ -109,6 +109,8 @@ _TRANSIENT = {
     KafkaError.NETWORK_EXCEPTION,
     KafkaError.UNSTABLE_OFFSET_COMMIT,
 }
+#: Nobody answers at the broker's address.
+_AWAY = {KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT, KafkaError._RESOLVE}
 #: The broker does not let us in, or we do not trust it: no time heals that.
 _REFUSED = {KafkaError._SSL, KafkaError._AUTHENTICATION, KafkaError.SASL_AUTHENTICATION_FAILED}
 _MOVED_ON = {
@@ -132,10 +134,9 @@ class _BrokerWatch:
         self.refused: str | None = None
 
     def on_error(self, error: KafkaError) -> None:
-        if error.code() in (KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT, KafkaError._RESOLVE):
-            if self.away_since is None and error.code() != KafkaError._TRANSPORT:
-                self.away_since = time.monotonic()
-                logger.warning("broker %s is away (%s): waiting for it", self.bootstrap, error.str())
+        if error.code() in _AWAY:
+            if error.code() != KafkaError._TRANSPORT:  # which one connection of several may report
+                self.away(error.str())
         elif error.code() in _REFUSED:
             if self.refused is None:
                 logger.error("broker %s and this client do not come together: %s", self.bootstrap, error.str())
@@ -144,6 +145,11 @@ class _BrokerWatch:
             logger.error("fatal client error: %s", error)
         else:
             logger.warning("%s", error)
+
+    def away(self, reason: str) -> None:
+        if self.away_since is None:
+            self.away_since = time.monotonic()
+            logger.warning("broker %s is away (%s): waiting for it", self.bootstrap, reason)
 
     def seen(self) -> None:
         self.refused = None
@@ -357,6 +363,8 @@ def _retry(call: Callable[[], _T], what: str, watch: _BrokerWatch, timeout_s: fl
                 raise FatalError(
                     "kafka-away", f"could not {what} for {timeout_s:.0f} s: {error.str()}. Is {watch.bootstrap} up?"
                 ) from exc
+            if error.code() in _AWAY:
+                watch.away(error.str())
             logger.warning("could not %s yet: %s; trying again", what, error.str())
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, 5.0)
