@@ -51,7 +51,8 @@ def _ids(rng: np.random.Generator, n_keys: int, spread: str, events: int) -> Int
     weights = np.cumsum(np.arange(1, n_keys + 1, dtype=np.float64) ** -_ZIPF_EXPONENT)
     rank = np.searchsorted(weights, rng.random(events) * weights[-1])
     names: IntArray = rng.permutation(n_keys)
-    return names[np.minimum(rank, n_keys - 1)]
+    zipf: IntArray = names[np.minimum(rank, n_keys - 1)]
+    return zipf
 
 
 def _blocks(n_keys: int, spread: str, events: int) -> list[tuple[Block, Block, BoolArray]]:

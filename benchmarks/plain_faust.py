@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+import tempfile
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from datetime import UTC, datetime
@@ -109,6 +110,7 @@ def make_app(bootstrap: str, model_file: Path, model_label: str) -> faust.App:
         store="memory://",
         web_enabled=False,
         autodiscover=False,
+        datadir=tempfile.mkdtemp(prefix="plain-faust-"),
         topic_partitions=1,
         topic_disable_leader=True,
         stream_wait_empty=False,
@@ -127,7 +129,7 @@ def make_app(bootstrap: str, model_file: Path, model_label: str) -> faust.App:
     seen: dict[Any, tuple[Any, int]] = {}
 
     @app.on_partitions_assigned.connect
-    async def on_assigned(app: faust.App, assigned: Any, **_: Any) -> None:
+    async def on_assigned(*_: Any, **__: Any) -> None:
         print("ready", flush=True)
 
     @app.agent(labels)

@@ -24,7 +24,7 @@ from streams.files import read_records
 from streams.log import TP, Log, LogConsumer, OutBatch
 from streams.offline import feature_matrix
 from streams.pipelines.fraud_stages import StageSettings
-from streams.simulator import DAY_MS, World
+from streams.simulator import World
 from streams.simulator_stream import label_json, transaction_json
 
 __all__ = ["Records", "Scores", "Workload", "from_files", "read_scores", "send", "simulated", "train"]
@@ -112,7 +112,7 @@ def _first(path: Path, key: str, n: int | None) -> Records:
 
 
 def train(folder: Path, seed: int = 2, rows: int = _TRAINING_ROWS_MAX, trees: int = TREES) -> Path:
-    """Trains a model of `TREES` x `LEAVES` on another simulated world; registry in ``folder``, returns the text file."""
+    """A model of `TREES` x `LEAVES` of another simulated world, in ``folder``/models; returns its text's file."""
     transactions, labels = _columns(rows, seed)
     block = _block(transactions, ("transaction_id", "card_id", "terminal_id"))
     made = feature_matrix(block, _block(labels, ("transaction_id",)), StageSettings(DEFAULT))

@@ -102,7 +102,7 @@ def train_fraud(
     split: Split,
     *,
     calibration_share: float = 0.25,
-    num_threads: int = 2,
+    num_threads: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Trained:
     """Train on the rows of ``split``'s training range, calibrate, and measure on its test range.

@@ -262,6 +262,9 @@ class Demo:
         )
         try:
             self._wait(lambda: not sender.is_alive())
+        except DemoError:
+            self._stop.set()
+            raise
         finally:
             sender.join(_DRAIN_S)
             self.seconds = time.monotonic() - started

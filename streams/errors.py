@@ -7,7 +7,7 @@ __all__ = ["EXIT_FAILED", "EXIT_OK", "EXIT_USAGE", "EXIT_WATCHDOG", "ConfigError
 EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_USAGE = 2
-#: A worker that could not go on and says why, so that its supervisor starts it again.
+#: A worker whose stage hung: nothing gentler than ending the process would have helped.
 EXIT_WATCHDOG = 70
 
 

@@ -37,6 +37,7 @@ def make_worker(settings: Settings, on_ready: Callable[[], None] = lambda: None)
     pipeline = make_pipeline(settings)
     reader = ReaderSettings(
         commit_interval_s=settings.commit_interval_ms / 1000,
+        gather_s=settings.gather_ms / 1000,
         batch_records=settings.batch_records,
         stall_s=settings.max_poll_interval_ms / 1000,
     )

@@ -6,6 +6,7 @@ Two implementations pass one conformance suite: `streams.kafka` (confluent-kafka
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -36,6 +37,18 @@ class TP(NamedTuple):
 
 
 @dataclass(slots=True)
+class _JoinedHeaders:
+    """Headers of batches that became one: part k begins at record ``starts[k]``."""
+
+    starts: list[int]
+    parts: list[Callable[[int], Headers]]
+
+    def __call__(self, i: int) -> Headers:
+        k = bisect_right(self.starts, i) - 1
+        return self.parts[k](i - self.starts[k])
+
+
+@dataclass(slots=True)
 class RecordBatch:
     """Consecutive records of one partition as they are in the log: parallel lists, one entry a record."""
 
@@ -52,9 +65,24 @@ class RecordBatch:
     epoch: int = 0
     #: set by the transport: the batch is below the committed offset, its outputs were sent before
     replay: bool = False
+    #: set by the transport: bytes of the values
+    nbytes: int = 0
 
     def __len__(self) -> int:
         return len(self.offsets)
+
+    def extend(self, later: RecordBatch) -> None:
+        """Appends the records of a batch that follows this one."""
+        if not isinstance(self.headers, _JoinedHeaders):
+            self.headers = _JoinedHeaders([0], [self.headers])
+        self.headers.starts.append(len(self))
+        self.headers.parts.append(later.headers)
+        self.offsets += later.offsets
+        self.timestamps += later.timestamps
+        self.keys += later.keys
+        self.values += later.values
+        self.next_offset = later.next_offset
+        self.nbytes += later.nbytes
 
 
 @dataclass(slots=True)
@@ -65,10 +93,16 @@ class OutBatch:
     values: Sequence[bytes | None]
     keys: Sequence[bytes | None] | None = None
     partition: int | None = None
-    headers: Sequence[Headers] | None = None
+    #: of each record; a dict is the quickest form of headers whose names are all different
+    headers: Sequence[Headers | dict[str, bytes]] | None = None
 
     def __len__(self) -> int:
         return len(self.values)
+
+    def headers_of(self, i: int) -> Headers:
+        """The headers of record i as a list."""
+        given = [] if self.headers is None else self.headers[i]
+        return list(given.items() if isinstance(given, dict) else given)
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,8 +97,7 @@ class MemoryLog:
                 partition = next(self._round_robin) % n
             else:
                 partition = partition_of_key(key, n)
-            headers = [] if batch.headers is None else list(batch.headers[i])
-            partitions[partition].append((now_ms, key, value, headers))
+            partitions[partition].append((now_ms, key, value, batch.headers_of(i)))
         self.changed.notify_all()
 
     def group(self, name: str) -> _Group:

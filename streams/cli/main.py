@@ -21,7 +21,7 @@ import sys
 from collections.abc import Sequence
 
 from models.errors import ModelError
-from streams.errors import EXIT_FAILED, EXIT_USAGE, EXIT_WATCHDOG, ConfigError, FatalError, HeadraceError
+from streams.errors import EXIT_FAILED, EXIT_USAGE, ConfigError, HeadraceError
 
 __all__ = ["COMMANDS", "build_parser", "main"]
 
@@ -71,7 +71,7 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command line; returns its exit code: 0 fine, 1 failed, 2 wrong use, 70 the worker gave up."""
+    """Runs one command line; returns its exit code: 0 fine, 1 failed, 2 wrong use, 70 a stage hung."""
     words = sys.argv[1:] if argv is None else list(argv)
     asked = next((word for word in words if not word.startswith("-")), None)
     args = build_parser(asked).parse_args(words)
@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"headrace {args.command}: {error}", file=sys.stderr)
         if isinstance(error, ConfigError):
             return EXIT_USAGE
-        return EXIT_WATCHDOG if isinstance(error, FatalError) else EXIT_FAILED
+        return EXIT_FAILED
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:

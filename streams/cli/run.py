@@ -41,8 +41,8 @@ def run(args: argparse.Namespace) -> int:
     overrides = {name: getattr(args, name) for name in ("models", "order", "group", "partitions")}
     settings = load_settings(args.config, overrides={**overrides, "bootstrap": args.bootstrap})
     logging.getLogger().setLevel(settings.log_level)
-    logging.getLogger("faust").setLevel(logging.WARNING)
-    logging.getLogger("mode").setLevel(logging.WARNING)
+    for faust_logger in ("faust", "mode", "streams.transport"):
+        logging.getLogger(faust_logger).setLevel(logging.WARNING)
     worker, pipeline = make_worker(settings, on_ready=lambda: print("ready", flush=True))
 
     def report() -> None:

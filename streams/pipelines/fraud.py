@@ -323,7 +323,7 @@ class TerminalTask:
         with meters.part("encode"):
             values = self._encoder.encode(rows, features=matrix, late=late, model=slot.label, score=score, raw=raw)
             keys = _texts(rows.ids["transaction_id"])
-            headers = [[("source", source)] for source in self._sources(rows)]
+            headers = [{"source": source} for source in self._sources(rows)]
         counts["scored"] += len(rows)
         outputs.append(OutBatch(FRAUD_SCORES, values, keys, None, headers))
         return outputs

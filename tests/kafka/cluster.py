@@ -11,7 +11,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import orjson
 
 from features.fraud import DEFAULT
 from streams.codec import decode_labels, decode_transactions
-from streams.log import TP, Log, LogConsumer, OutBatch, RecordBatch, TopicInfo, connect
+from streams.log import TP, Headers, Log, LogConsumer, OutBatch, RecordBatch, TopicInfo, connect
 from streams.offline import feature_matrix
 from streams.pipelines.fraud_stages import StageSettings
 from streams.topics import BY_TERMINAL, DEAD_LETTERS, FRAUD_SCORES, LABELS, LATE_EVENTS, TRANSACTIONS, topic_infos
@@ -81,12 +81,21 @@ class Worker:
         return self
 
     def wait_for_line(self, text: str, timeout_s: float = 60) -> None:
-        until(lambda: text in self.log, f"{text!r} in {self._errors}", timeout_s)
+        self.until(lambda: text in self.log, f"{text!r} in {self._errors}", timeout_s)
 
-    def stop(self) -> dict[str, Any]:
-        """SIGTERM; the figures of its last line."""
+    def until(self, condition: Callable[[], bool], what: str, timeout_s: float = 60) -> None:
+        """Waits for a condition while the worker lives."""
+
+        def met() -> bool:
+            assert self.process.poll() is None, f"ended with {self.process.returncode} before: {what}\n{self.log}"
+            return condition()
+
+        until(met, what, timeout_s)
+
+    def stop(self, within_s: float = 10) -> dict[str, Any]:
+        """SIGTERM; the figures of its last line, once it has left in time and with exit code 0."""
         self.process.send_signal(signal.SIGTERM)
-        code = self.wait()
+        code = self.wait(within_s)
         assert code == 0, f"exit code {code}: {self.log}"
         figures: dict[str, Any] = json.loads(self._lines[-1])
         return figures
@@ -96,7 +105,10 @@ class Worker:
         self.wait()
 
     def wait(self, timeout_s: float = 60) -> int:
-        code = self.process.wait(timeout_s)
+        try:
+            code = self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"did not end within {timeout_s} s: {self.log}") from None
         self._reader.join(10)
         return code
 
@@ -253,11 +265,14 @@ class _FromEarliest:
 
 @dataclass(frozen=True)
 class Out:
-    """One record that a worker sent."""
+    """One record that a worker sent; equal to another with the same content elsewhere."""
 
     key: bytes | None
     value: bytes | None
     headers: dict[str, bytes]
+    all_headers: Headers
+    partition: int = field(compare=False)
+    offset: int = field(compare=False)
 
 
 class Tail:
@@ -274,7 +289,9 @@ class Tail:
     def poll(self) -> None:
         for batch in self._consumer.poll(0.1, 10_000):
             for i in range(len(batch)):
-                out = Out(batch.keys[i], batch.values[i], dict(batch.headers(i)))
+                headers = batch.headers(i)
+                place = (batch.tp.partition, batch.offsets[i])
+                out = Out(batch.keys[i], batch.values[i], dict(headers), headers, *place)
                 self.records.append(out)
                 first = self.by_source.setdefault(out.headers["source"], out)
                 self.repeated += first is not out

@@ -12,7 +12,7 @@ import orjson
 
 from features.fraud import DEFAULT
 from models.slot import ModelSlot
-from streams.log import TP, Headers, OutBatch, RecordBatch, TopicInfo
+from streams.log import TP, OutBatch, RecordBatch, TopicInfo
 from streams.partitioner import partition_of_key
 from streams.pipelines.fraud import FraudPipeline
 from streams.pipelines.fraud_stages import StageSettings
@@ -92,11 +92,10 @@ class Logs:
         for out in outputs:
             for i, value in enumerate(out.values):
                 key = None if out.keys is None else out.keys[i]
-                headers: Headers = [] if out.headers is None else list(out.headers[i])
                 place = out.partition
                 if place is None:
                     place = 0 if key is None else partition_of_key(key, partitions)
-                self.records[out.topic, place].append(Record(value, key, tuple(headers)))
+                self.records[out.topic, place].append(Record(value, key, tuple(out.headers_of(i))))
 
     def of(self, topic: str) -> list[Record]:
         """All records of the topic, partition after partition."""

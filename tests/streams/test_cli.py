@@ -31,7 +31,7 @@ def command(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     [
         (HeadraceError("no room: make some"), 1),
         (ConfigError("--rate -1: not above 0"), 2),
-        (FatalError("hung-agent", "no block done in 300 s"), 70),
+        (FatalError("kafka-away", "no broker for 300 s"), 1),
     ],
 )
 def test_an_error_is_one_line_and_an_exit_code(

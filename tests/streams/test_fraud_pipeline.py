@@ -290,7 +290,7 @@ def test_a_score_sent_again_after_a_crash_is_the_same_bytes() -> None:
     shuffled = fed.logs.records[BY_TERMINAL, 0]
     fed.feed([transaction(i, NOW - HOUR + i) for i in range(8, 12)])
     crashed = make_pipeline().task(TP(BY_TERMINAL, 0))
-    crashed.process(batch(BY_TERMINAL, shuffled[:1], replay=True))
+    assert crashed.process(batch(BY_TERMINAL, shuffled[:1], replay=True)) == []
     again = Logs()
     again.take(crashed.process(batch(BY_TERMINAL, shuffled[1:], 1)), 1)
     assert again.of(FRAUD_SCORES) == fed.logs.of(FRAUD_SCORES)[8:]
@@ -431,6 +431,15 @@ def test_a_restarted_sender_still_tells_its_watermark(topic: str) -> None:
     task = pipeline.task(TP(topic, 0))
     task.process(batch(topic, [record], replay=True))
     assert [len(out) for out in task.tick(0.0, True)] == [1]
+
+
+def test_what_may_still_come_at_the_newest_time_is_waited_for() -> None:
+    fed = Fed(make_pipeline("event_time"))
+    fed.feed([label(9, NOW + DAY)], LABELS)
+    fed.feed([transaction(2, NOW - DAY)])
+    fed.feed([transaction(1, NOW - DAY)])
+    fed.feed([transaction(3, NOW - HOUR), transaction(4, NOW)])
+    assert [s["transaction_id"] for s in fed.scores()] == [1, 2, 3]
 
 
 def test_by_event_time_the_arrival_order_of_sources_does_not_matter() -> None:

@@ -195,7 +195,7 @@ def test_plain_line_while_starting_names_the_phase() -> None:
 
 def test_a_terminal_is_given_back_as_it_was_whatever_happens() -> None:
     console = Console(file=(out := io.StringIO()), width=80, height=24, force_terminal=True, _environ={"TERM": "xterm"})
-    with pytest.raises(KeyboardInterrupt), LiveScreen(console) as screen:
+    with pytest.raises(KeyboardInterrupt), LiveScreen(console) as screen:  # noqa: PT012 - the update belongs inside
         screen.update(LIVE)
         raise KeyboardInterrupt
     text = out.getvalue()

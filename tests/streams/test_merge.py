@@ -159,6 +159,15 @@ def test_at_the_same_time_labels_come_first_and_rows_by_transaction_id() -> None
     assert push(order, *marks) == [(10, 0, 2, 0), (10, 0, 99, 0), (10, 1, 3, 1), (10, 1, 5, 0), (10, 1, 7, 1)]
 
 
+def test_what_has_the_same_time_and_id_keeps_the_logs_order() -> None:
+    a, b, never = Sender("rows", 0), Sender("rows", 1), Sender("labels", 0)
+    order = EventTimeOrder([a.name, b.name, never.name])
+    order.push(a.send((10, 1)))
+    order.push(b.send((5, 2), (10, 1)))
+    marks = [sender.mark("idle") for sender in (a, b, never)]
+    assert push(order, *marks) == [(5, 1, 2, 1), (10, 1, 1, 0), (10, 1, 1, 1)]
+
+
 def test_an_idle_source_is_not_waited_for_until_it_goes_on() -> None:
     a, b = Sender("rows", 0), Sender("rows", 1)
     order = EventTimeOrder([a.name, b.name])

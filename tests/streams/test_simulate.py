@@ -139,7 +139,7 @@ def test_into_a_log_whose_topics_come_later(
     log = MemoryLog.named(name)
     infos = topic_infos((TRANSACTIONS, LABELS), 2)
     # the first wait for the topics is where they come
-    monkeypatch.setattr(simulate.time, "sleep", lambda _s: log.admin().create_topics(infos))
+    monkeypatch.setattr("streams.cli.simulate.time.sleep", lambda _s: log.admin().create_topics(infos))
     assert main(["simulate", "--bootstrap", f"memory://{name}", "--rate", "400", "--seconds", "0.5", "--json"]) == 0
     out, err = capsys.readouterr()
     figures = json.loads(out.splitlines()[-1])

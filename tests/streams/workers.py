@@ -178,6 +178,15 @@ def committed(log: Log, group: str, topic: str, partitions: int = 4) -> dict[int
         consumer.close()
 
 
+def end_offsets(log: Log, topic: str, partitions: int = 4) -> dict[int, int]:
+    """Where each partition ends."""
+    consumer = log.consumer(f"ends-{uuid.uuid4().hex}")
+    try:
+        return {p: consumer.offset_range(TP(topic, p))[1] for p in range(partitions)}
+    finally:
+        consumer.close()
+
+
 def values_of(batches: list[RecordBatch]) -> list[bytes]:
     return [v for b in batches for v in b.values if v is not None]
 

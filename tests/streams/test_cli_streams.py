@@ -1,0 +1,166 @@
+"""topics, produce, consume and run on the in-process log: what they print, write and return."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import threading
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from fraud_logs import NOW, transaction
+from workers import until
+
+from streams.cli.main import main
+from streams.log import OutBatch, connect
+from streams.memory import MemoryLog, MemoryProducer
+from streams.topics import FRAUD_SCORES, TRANSACTIONS, all_topics
+
+
+@pytest.fixture
+def url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    for name in [name for name in os.environ if name.startswith("HEADRACE_")]:
+        monkeypatch.delenv(name)
+    root = logging.getLogger()
+    level = root.level
+    yield f"memory://{uuid.uuid4().hex}"
+    root.setLevel(level)
+
+
+def events(folder: Path, n: int = 3) -> Path:
+    path = folder / "events.jsonl"
+    path.write_bytes(b"".join((transaction(i, NOW, card=f"c-{i}").value or b"") + b"\n" for i in range(n)))
+    return path
+
+
+def test_topics_creates_what_is_missing_and_lists_what_is_there(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["topics", "create", "--partitions", "3", "--bootstrap", url, "--json"]) == 0
+    made = json.loads(capsys.readouterr().out.splitlines()[-1])["topics"]
+    assert made == dict.fromkeys(sorted(t.name for t in all_topics()), 3)
+    assert main(["topics", "create", "--partitions", "5", "--bootstrap", url, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["topics"] == made
+    assert main(["topics", "list", "--bootstrap", url]) == 0
+    assert "transactions                 3 partitions" in capsys.readouterr().out
+    assert main(["topics", "create", "--partitions", "0", "--bootstrap", url]) == 2
+
+
+def test_produce_sends_keys_that_the_topic_wants(url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["topics", "create", "--bootstrap", url])
+    words = ["produce", "--topic", TRANSACTIONS, "--from", str(events(tmp_path)), "--bootstrap", url]
+    capsys.readouterr()
+    assert main([*words, "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["sent"] == 3 and set(figures) == {"sent", "seconds", "events_per_s"}
+    assert main([*words, "--key", "terminal_id", "--rate", "1000"]) == 0
+    out = tmp_path / "out.jsonl"
+    read = ["consume", "--topic", TRANSACTIONS, "--to", str(out), "--count", "6", "--bootstrap", url]
+    assert main([*read, "--envelope"]) == 0
+    keys = sorted(json.loads(line)["key"] for line in out.read_text().splitlines())
+    assert keys == ["1", "1", "1", "c-0", "c-1", "c-2"]
+
+
+def test_parquet_goes_through_and_comes_out_as_lines(url: str, tmp_path: Path) -> None:
+    main(["topics", "create", "--bootstrap", url])
+    table = pa.table({"transaction_id": [1, 2], "label_time": [NOW, NOW], "is_fraud": [0, 1]})
+    pq.write_table(table, tmp_path / "labels.parquet")
+    words = ["--topic", "transaction-labels", "--bootstrap", url]
+    assert main(["produce", *words, "--from", str(tmp_path / "labels.parquet")]) == 0
+    out = tmp_path / "out.jsonl"
+    assert main(["consume", *words, "--to", str(out), "--idle", "0.2"]) == 0
+    got = sorted((json.loads(line) for line in out.read_text().splitlines()), key=lambda e: e["transaction_id"])
+    assert got == table.to_pylist()
+
+
+def test_consume_writes_what_is_not_json_too(url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["topics", "create", "--bootstrap", url])
+    values = [b'{"a":  1}', b"text", b"\xff\x00", None]
+    headers = [[("source", b"transactions/1/2"), ("raw", b"\xff")], [], [], []]
+    connect(url).producer().send(OutBatch(FRAUD_SCORES, values, [b"k", None, b"\xfe", b""], 2, headers))
+    words = ["consume", "--topic", FRAUD_SCORES, "--bootstrap", url, "--idle", "0.1", "--to"]
+    capsys.readouterr()
+    out = tmp_path / "o.jsonl"
+    assert main([*words, str(out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"records": 4}
+    assert out.read_bytes() == b'{"a":  1}\ntext\n\xff\x00\nnull\n'
+    assert main([*words, str(out), "--envelope"]) == 0
+    first, text, binary, null = map(orjson.loads, out.read_bytes().splitlines())
+    assert (first["topic"], first["partition"], first["offset"], first["key"]) == (FRAUD_SCORES, 2, 0, "k")
+    assert first["headers"]["source"] == "transactions/1/2"
+    assert first["timestamp"] > NOW
+    assert first["value"] == {"a": 1}
+    assert (text["value"], text["key"], text["headers"]) == ("text", None, {})
+    assert (binary["value"], binary["value_base64"]) == (None, "/wA=")
+    assert (null["value"], null["key"]) == (None, "")
+
+
+def test_consume_stops_at_count_and_writes_to_stdout(url: str, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    main(["topics", "create", "--bootstrap", url])
+    capfdbinary.readouterr()
+    connect(url).producer().send(OutBatch(FRAUD_SCORES, [b"1", b"2", b"3"], None, 0))
+    assert main(["consume", "--topic", FRAUD_SCORES, "--bootstrap", url, "--count", "2", "--to", "-"]) == 0
+    assert capfdbinary.readouterr().out == b"1\n2\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["produce", "--topic", "transactions", "--from", "no.jsonl"], "no.jsonl: not there; check the path"),
+        (["produce", "--topic", "nope", "--from", "EVENTS"], "--topic nope: not there; create the topics with"),
+        (["produce", "--topic", "transactions", "--from", "EVENTS", "--rate", "0"], "--rate 0.0: not above 0"),
+        (["consume", "--topic", "nope", "--to", "-"], "--topic nope: not there; create the topics with"),
+        (["consume", "--topic", "transactions", "--to", "-", "--count", "-1"], "--count -1: below 0"),
+        (["consume", "--topic", "transactions", "--to", "/no/such/folder/x", "--count", "0"], "--to /no/such/folder/x"),
+        (["run", "--pipeline", "fraud", "--config", "no.toml"], "--config no.toml"),
+    ],
+)
+def test_wrong_use_is_one_line_and_code_2(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    main(["topics", "create", "--bootstrap", url])
+    capsys.readouterr()
+    path = str(events(tmp_path))
+    assert main([path if word == "EVENTS" else word for word in words] + ["--bootstrap", url]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"headrace {words[0]}: ") and said in line
+
+
+def test_produce_says_what_was_not_delivered(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main(["topics", "create", "--bootstrap", url])
+    words = ["produce", "--topic", TRANSACTIONS, "--from", str(events(tmp_path)), "--bootstrap", url, "--json"]
+    monkeypatch.setattr(MemoryProducer, "flush", lambda self, timeout_s: 1)
+    capsys.readouterr()
+    assert main(words) == 1
+    out = capsys.readouterr()
+    assert json.loads(out.out)["sent"] == 2
+    assert "1 records were not acknowledged" in out.err
+
+
+def test_run_scores_until_it_is_told_to_stop(url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["topics", "create", "--partitions", "2", "--bootstrap", url])
+    main(["produce", "--topic", TRANSACTIONS, "--from", str(events(tmp_path, 5)), "--bootstrap", url])
+    capsys.readouterr()
+    log = MemoryLog.named(url.removeprefix("memory://"))
+
+    def stop_when_scored() -> None:
+        try:
+            until(lambda: sum(map(len, log.partitions(FRAUD_SCORES))) == 5, "five scores", 60)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    watch = threading.Thread(target=stop_when_scored)
+    watch.start()
+    code = main(["run", "--pipeline", "fraud", "--json", "--bootstrap", url])
+    watch.join()
+    ready, last = capsys.readouterr().out.splitlines()
+    figures = json.loads(last)
+    assert (code, ready) == (0, "ready")
+    assert (figures["received"], figures["scored"], figures["dead_letters"]) == (5, 5, 0)
