@@ -177,6 +177,8 @@ class Child:
                 self._process.kill()
                 self._process.wait()
         self._thread.join(5)
+        assert self._process.stdout is not None
+        self._process.stdout.close()
 
     def __enter__(self) -> Self:
         return self

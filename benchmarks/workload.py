@@ -20,14 +20,16 @@ from features.block import Block, FloatArray, Ids, IntArray
 from features.fraud import DEFAULT
 from models.package import package_from_text
 from models.registry import Registry
+from streams.codec import decode_labels, decode_transactions
 from streams.files import read_records
-from streams.log import TP, Log, LogConsumer, OutBatch
+from streams.log import TP, Log, LogConsumer, OutBatch, RecordBatch
 from streams.offline import feature_matrix
 from streams.pipelines.fraud_stages import StageSettings
 from streams.simulator import World
 from streams.simulator_stream import label_json, transaction_json
+from streams.topics import LABELS, TRANSACTIONS
 
-__all__ = ["Records", "Scores", "Workload", "from_files", "read_scores", "send", "simulated", "train"]
+__all__ = ["Records", "Scores", "Workload", "expected", "from_files", "read_scores", "send", "simulated", "train"]
 
 #: a Monday; in the past, so no event is in the future of its record
 START_MS = 1_704_067_200_000
@@ -69,8 +71,10 @@ def _labels_of(transactions: Records, labels: Records) -> Records:
     return Records([labels.values[i] for i in mine], [labels.keys[i] for i in mine])
 
 
-def _columns(n: int, seed: int) -> tuple[dict[str, npt.NDArray[Any]], dict[str, npt.NDArray[Any]]]:
-    world = World(seed, start_ms=START_MS, cards=CARDS, terminals=TERMINALS)
+def _columns(
+    n: int, seed: int, cards: int = CARDS, terminals: int = TERMINALS
+) -> tuple[dict[str, npt.NDArray[Any]], dict[str, npt.NDArray[Any]]]:
+    world = World(seed, start_ms=START_MS, cards=cards, terminals=terminals)
     days = int(n / (world.rows_per_day * 0.9)) + 2
     transactions, labels = world.history(days)
     if len(transactions["transaction_id"]) < n:
@@ -79,15 +83,15 @@ def _columns(n: int, seed: int) -> tuple[dict[str, npt.NDArray[Any]], dict[str, 
     return {k: v[:n] for k, v in transactions.items()}, {k: v[known] for k, v in labels.items()}
 
 
-def simulated(n: int, seed: int = 1) -> Workload:
-    """n simulated transactions, about 4,000 a day, and their labels, most of them a week later."""
-    transactions, labels = _columns(n, seed)
+def simulated(n: int, seed: int = 1, cards: int = CARDS, terminals: int = TERMINALS) -> Workload:
+    """n simulated transactions, about two a card and day, and their labels, most of them a week later."""
+    transactions, labels = _columns(n, seed, cards, terminals)
     cents = np.rint(transactions["amount"] * 100).astype(np.int64)
     names = ("transaction_id", "event_time", "card_id", "terminal_id")
     rows = zip(*(transactions[name].tolist() for name in names), cents.tolist(), strict=True)
     known = zip(*(labels[name].tolist() for name in ("transaction_id", "label_time", "is_fraud")), strict=True)
     return Workload(
-        f"simulated, seed {seed}, {CARDS} cards, {TERMINALS} terminals",
+        f"simulated, seed {seed}, {cards} cards, {terminals} terminals",
         Records([transaction_json(*row) for row in rows], [b"%d" % card for card in transactions["card_id"].tolist()]),
         Records([label_json(*row) for row in known], [b"%d" % i for i in labels["transaction_id"].tolist()]),
     )
@@ -126,6 +130,18 @@ def train(folder: Path, seed: int = 2, rows: int = _TRAINING_ROWS_MAX, trees: in
     draft = package_from_text(path, MODEL, created_at="2024-01-01T00:00:00Z", features=DEFAULT.names)
     Registry(folder / "models").add(draft, "champion")
     return path
+
+
+def expected(workload: Workload) -> FloatArray:
+    """(n, d) float64: the features of the transactions, offline, by the stages that the worker runs."""
+
+    def batch(topic: str, records: Records) -> RecordBatch:
+        n = len(records)
+        return RecordBatch(TP(topic, 0), [*range(n)], [-1] * n, [*records.keys], [*records.values], lambda _: [], n)
+
+    transactions, _ = decode_transactions(batch(TRANSACTIONS, workload.transactions))
+    labels, _ = decode_labels(batch(LABELS, workload.labels))
+    return feature_matrix(transactions, labels, StageSettings(DEFAULT)).matrix
 
 
 def _block(columns: Mapping[str, npt.NDArray[Any]], ids: Sequence[str]) -> Block:

@@ -1,16 +1,12 @@
-"""The log on Apache Kafka by confluent-kafka: the only file that knows its clients.
-
-librdkafka settings pass through from the configuration: keys as in its CONFIGURATION.md. Settings that only
-one kind of client knows are written with a prefix: ``consumer.session.timeout.ms``, ``producer.linger.ms``.
-"""
+"""The log on Apache Kafka by confluent-kafka: with `streams.kafka_connection` all that knows its clients."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import repeat
-from typing import Any, TypeVar
+from typing import Any
 
 from confluent_kafka import (
     OFFSET_STORED,
@@ -25,7 +21,8 @@ from confluent_kafka import (
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
-from streams.errors import ConfigError, FatalError
+from streams.errors import FatalError
+from streams.kafka_connection import BrokerWatch, client_settings, config_error, retry
 from streams.log import (
     TP,
     CommitFailed,
@@ -40,23 +37,10 @@ from streams.log import (
 
 __all__ = ["MAX_MESSAGE_BYTES", "KafkaLog"]
 
-_T = TypeVar("_T")
-
 logger = logging.getLogger("headrace.kafka")
 
 _REQUEST_S = 5.0
 _CLOSE_S = 5.0
-
-
-def _not_chatter(record: logging.LogRecord) -> bool:
-    """librdkafka warns of settings of the other kind of client and of "experimental" ones at every start, and of each
-    connection that fails, many a second, of which `_BrokerWatch` tells."""
-    text = record.getMessage()
-    failed = text.startswith("FAIL") and ("Connect to" in text or "SSL" in text)
-    return not (text.startswith("CONFWARN") or failed)
-
-
-logger.addFilter(_not_chatter)
 
 #: A record of 10 MB must reach the dead letters whole, with room for its headers.
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
@@ -91,31 +75,6 @@ _PRODUCER_DEFAULTS: dict[str, Any] = {
     "queue.buffering.max.kbytes": 131_072,
     "delivery.report.only.error": True,
 }
-_COMMON_DEFAULTS: dict[str, Any] = {
-    "reconnect.backoff.ms": 100,
-    "reconnect.backoff.max.ms": 2_000,
-    "log.connection.close": False,
-}
-#: Errors of a request that say "not now": the client goes on by itself.
-_TRANSIENT = {
-    KafkaError._ALL_BROKERS_DOWN,
-    KafkaError._TRANSPORT,
-    KafkaError._RESOLVE,
-    KafkaError._TIMED_OUT,
-    KafkaError._WAIT_COORD,
-    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
-    KafkaError.COORDINATOR_NOT_AVAILABLE,
-    KafkaError.NOT_COORDINATOR,
-    KafkaError.LEADER_NOT_AVAILABLE,
-    KafkaError.NOT_LEADER_FOR_PARTITION,
-    KafkaError.REQUEST_TIMED_OUT,
-    KafkaError.NETWORK_EXCEPTION,
-    KafkaError.UNSTABLE_OFFSET_COMMIT,
-}
-#: Nobody answers at the broker's address.
-_AWAY = {KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT, KafkaError._RESOLVE}
-#: The broker does not let us in, or we do not trust it: no time heals that.
-_REFUSED = {KafkaError._SSL, KafkaError._AUTHENTICATION, KafkaError.SASL_AUTHENTICATION_FAILED}
 _MOVED_ON = {
     KafkaError.ILLEGAL_GENERATION,
     KafkaError.UNKNOWN_MEMBER_ID,
@@ -127,86 +86,18 @@ _MOVED_ON = {
 }
 
 
-class _BrokerWatch:
-    """Says once that the broker is away and once that it is back, however often the clients of a log report it."""
-
-    def __init__(self, bootstrap: str) -> None:
-        self.bootstrap = bootstrap
-        self.away_since: float | None = None
-        #: why the broker and we do not come together, until they do
-        self.refused: str | None = None
-        #: whether the broker ever answered: only before is a TLS handshake that it breaks off a wrong setting
-        self.known = False
-        #: whether a consumer polls, who asks the broker before it is said to be away: a client that was not polled
-        #: for a while reports what has long passed
-        self.asks = False
-        self.suspected: str | None = None
-
-    def on_error(self, error: KafkaError) -> None:
-        plaintext = error.code() == KafkaError._TRANSPORT and "PLAINTEXT" in error.str() and not self.known
-        if error.code() in _AWAY and not plaintext:
-            if error.code() == KafkaError._TRANSPORT or self.refused is not None:
-                return  # one connection of several may report it; or why is known better
-            if self.asks:
-                self.suspected = error.str()
-            else:
-                self.away(error.str())
-        elif plaintext or error.code() in _REFUSED:
-            if self.refused is None:
-                logger.error("broker %s and this client do not come together: %s", self.bootstrap, error.str())
-            self.refused = error.str()
-        elif error.fatal():
-            logger.error("fatal client error: %s", error)
-        else:
-            logger.warning("%s", error)
-
-    def away(self, reason: str) -> None:
-        self.suspected = None
-        if self.away_since is None:
-            self.away_since = time.monotonic()
-            logger.warning("broker %s is away (%s): waiting for it", self.bootstrap, reason)
-
-    def seen(self) -> None:
-        self.known = True
-        self.refused = self.suspected = None
-        if self.away_since is not None:
-            seconds = time.monotonic() - self.away_since
-            self.away_since = None
-            logger.warning("broker %s is back after %.1f s: going on", self.bootstrap, seconds)
-
-
-def _settings(config: Mapping[str, Any], defaults: Mapping[str, Any], role: str, watch: _BrokerWatch) -> dict[str, Any]:
-    merged: dict[str, Any] = {"bootstrap.servers": watch.bootstrap, **_COMMON_DEFAULTS, **defaults}
-    merged["error_cb"] = watch.on_error
-    for key, value in config.items():
-        prefix, _, rest = key.partition(".")
-        if prefix in ("consumer", "producer", "admin"):
-            if prefix == role:
-                merged[rest] = value
-        else:
-            merged[key] = value
-    return merged
-
-
-def _config_error(error: KafkaException | ValueError, role: str) -> ConfigError:
-    return ConfigError(
-        f"Kafka {role} settings: {error}. Look the key up in librdkafka's CONFIGURATION.md, "
-        f"or prefix it with consumer. / producer. when only one kind of client knows it."
-    )
-
-
 class KafkaConsumer:
     """A group member. Rebalance callbacks run inside `poll`, on the polling thread."""
 
-    def __init__(self, watch: _BrokerWatch, group: str, config: Mapping[str, Any]) -> None:
+    def __init__(self, watch: BrokerWatch, group: str, config: Mapping[str, Any]) -> None:
         self._watch = watch
         self._looked_at = 0.0
         self._closed = False
         defaults = {**_CONSUMER_DEFAULTS, "group.id": group}
         try:
-            self._consumer = Consumer(_settings(config, defaults, "consumer", watch), logger=logger)
+            self._consumer = Consumer(client_settings(config, defaults, "consumer", watch), logger=logger)
         except (KafkaException, ValueError) as exc:
-            raise _config_error(exc, "consumer") from exc
+            raise config_error(exc, "consumer") from exc
         self._listener: RebalanceListener | None = None
 
     def subscribe(self, topics: Sequence[str], listener: RebalanceListener) -> None:
@@ -301,7 +192,7 @@ class KafkaConsumer:
                     raise KafkaException(part.error)
             return answer
 
-        answer = _retry(ask, "read committed offsets", self._watch)
+        answer = retry(ask, "read committed offsets", self._watch)
         return {TP(p.topic, p.partition): (p.offset if p.offset >= 0 else None) for p in answer}
 
     def commit(self, offsets: Mapping[TP, int]) -> None:
@@ -321,7 +212,7 @@ class KafkaConsumer:
 
     def offset_range(self, tp: TP, timeout_s: float = 5.0) -> tuple[int, int]:
         part = TopicPartition(tp.topic, tp.partition)
-        low, high = _retry(
+        low, high = retry(
             lambda: self._consumer.get_watermark_offsets(part, timeout=timeout_s, cached=False),
             f"ask the end of {tp.topic}/{tp.partition}",
             self._watch,
@@ -360,46 +251,6 @@ def _commit_error(error: KafkaError) -> Exception:
     if error.code() in _MOVED_ON:
         return CommitFailed(error.str())
     return LogUnavailable(error.str())
-
-
-def _retry(
-    call: Callable[[], _T],
-    what: str,
-    watch: _BrokerWatch,
-    timeout_s: float = 300.0,
-    hear: Callable[[], object] = lambda: None,
-) -> _T:
-    """A request to a broker that may be away: tried again, with a line in the log.
-
-    ``hear`` lets the client tell ``watch`` why, where nothing else polls it.
-    """
-    deadline = time.monotonic() + timeout_s
-    pause_s = 0.2
-    while True:
-        try:
-            answer = call()
-            watch.seen()
-            return answer
-        except KafkaException as exc:
-            error = exc.args[0]
-            hear()
-            if watch.refused is not None:
-                raise FatalError(
-                    "kafka-refused",
-                    f"could not {what}: {watch.refused}. Check security.protocol, the certificates and the credentials "
-                    f"in [kafka] against the listener {watch.bootstrap}.",
-                ) from exc
-            if error.code() not in _TRANSIENT:
-                raise FatalError("kafka-request", f"could not {what}: {error.str()} ({error.name()})") from exc
-            if time.monotonic() > deadline:
-                raise FatalError(
-                    "kafka-away", f"could not {what} for {timeout_s:.0f} s: {error.str()}. Is {watch.bootstrap} up?"
-                ) from exc
-            if error.code() in _AWAY:
-                watch.away(error.str())
-            logger.warning("could not %s yet: %s; trying again", what, error.str())
-            time.sleep(pause_s)
-            pause_s = min(2 * pause_s, 5.0)
 
 
 def _group(messages: list[Message]) -> list[RecordBatch]:
@@ -443,15 +294,15 @@ def _headers(message: Message) -> Headers:
 class KafkaProducer:
     """Idempotent, acks=all, murmur2 partitioner; librdkafka's own threads send."""
 
-    def __init__(self, watch: _BrokerWatch, config: Mapping[str, Any]) -> None:
+    def __init__(self, watch: BrokerWatch, config: Mapping[str, Any]) -> None:
         self._watch = watch
         self._failure: str | None = None
-        settings = _settings(config, _PRODUCER_DEFAULTS, "producer", watch)
+        settings = client_settings(config, _PRODUCER_DEFAULTS, "producer", watch)
         settings["on_delivery"] = self._on_delivery
         try:
             self._producer = Producer(settings, logger=logger)
         except (KafkaException, ValueError) as exc:
-            raise _config_error(exc, "producer") from exc
+            raise config_error(exc, "producer") from exc
 
     def _on_delivery(self, error: KafkaError | None, message: Message) -> None:
         if error is not None and self._failure is None:
@@ -509,12 +360,12 @@ def _result(future: Any) -> Any:
 class KafkaAdmin:
     """Topics on the broker."""
 
-    def __init__(self, watch: _BrokerWatch, config: Mapping[str, Any]) -> None:
+    def __init__(self, watch: BrokerWatch, config: Mapping[str, Any]) -> None:
         self._watch = watch
         try:
-            self._admin = AdminClient(_settings(config, {}, "admin", watch), logger=logger)
+            self._admin = AdminClient(client_settings(config, {}, "admin", watch), logger=logger)
         except (KafkaException, ValueError) as exc:
-            raise _config_error(exc, "admin") from exc
+            raise config_error(exc, "admin") from exc
 
     def create_topics(self, topics: Sequence[TopicInfo]) -> list[str]:
         created: list[str] = []
@@ -533,7 +384,7 @@ class KafkaAdmin:
                     if exc.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:  # another worker was quicker
                         raise
 
-        _retry(create, "create the topics", self._watch, hear=self._hear)
+        retry(create, "create the topics", self._watch, hear=self._hear)
         self._wait_until_seen([t.name for t in topics])
         return created
 
@@ -565,7 +416,7 @@ class KafkaAdmin:
                 out[name] = TopicInfo(name, len(info.partitions), str(info.topic_id))
             return out
 
-        return _retry(describe, "list the topics", self._watch, hear=self._hear)
+        return retry(describe, "list the topics", self._watch, hear=self._hear)
 
     def _hear(self) -> None:
         self._admin.poll(0)
@@ -585,7 +436,7 @@ class KafkaLog:
         self.bootstrap = bootstrap
         self.url = f"headrace://{bootstrap}"
         self._config = dict(config)
-        self._watch = _BrokerWatch(bootstrap)
+        self._watch = BrokerWatch(bootstrap)
 
     def consumer(self, group: str, *, config: Mapping[str, Any] | None = None) -> KafkaConsumer:
         return KafkaConsumer(self._watch, group, {**self._config, **(config or {})})

@@ -147,7 +147,7 @@ class BlockReader(threading.Thread):
         self._stopping = threading.Event()
         self._abandon = False
         self._was_ready = False
-        self._assigned_once = False
+        self._assigned_at: float | None = None
         self._progress_at = time.monotonic()
         self._commit_at = time.monotonic()
         self._accepted_at = 0.0
@@ -368,7 +368,10 @@ class BlockReader(threading.Thread):
                     partition.recovering = False
         if self._was_ready:
             return
-        if self._assigned_once and not any(p.recovering for p in self._partitions.values()):
+        if self._assigned_at is None or any(p.recovering for p in self._partitions.values()):
+            return
+        # a new member is first given nothing, until others have revoked what it will get; a spare one gets nothing ever
+        if self._partitions or time.monotonic() - self._assigned_at > self._settings.revoke_s:
             self._was_ready = True
             self._host.ready()
 
@@ -481,7 +484,7 @@ class BlockReader(threading.Thread):
             names = ", ".join(f"{tp.topic}/{tp.partition}" for tp in partitions)
             replay = sum(self._partitions[tp].live_from - (starts[tp] or 0) for tp in partitions)
             logger.info("assigned %s; %d records to replay", names, replay)
-        self._assigned_once = True
+        self._assigned_at = time.monotonic()
         return starts
 
     @staticmethod

@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from streams.codec import Dead
@@ -16,21 +15,40 @@ from streams.topics import DEAD_LETTERS
 __all__ = ["Meters", "dead_letters", "fresh_part"]
 
 
+#: for a batch of so many bytes the CPU clock, which is a system call, costs little beside what it measures
+_CPU_CLOCK_BYTES = 8_192
+
+
+class _Part:
+    """Adds the seconds between entry and exit to a sum; quicker than a generator's context manager."""
+
+    __slots__ = ("_clock", "_name", "_seconds", "_started")
+
+    def __init__(self, seconds: dict[str, float], name: str, clock: Callable[[], float]) -> None:
+        self._seconds, self._name, self._clock = seconds, name, clock
+        self._started = 0.0
+
+    def __enter__(self) -> None:
+        self._started = self._clock()
+
+    def __exit__(self, *_error: object) -> None:
+        self._seconds[self._name] += self._clock() - self._started
+
+
 @dataclass(slots=True)
 class Meters:
-    """Counts and CPU seconds of one worker, over all its tasks. Replayed records count only as ``replayed``."""
+    """Counts and seconds of one worker, over all its tasks. Replayed records count only as ``replayed``."""
 
     counts: Counter[str] = field(default_factory=Counter)
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        """Adds the CPU seconds that this thread spends inside to part ``name``: waiting for others does not count."""
-        started = time.thread_time()
-        try:
-            yield
-        finally:
-            self.seconds[name] += time.thread_time() - started
+    def part(self, name: str, batch: RecordBatch) -> _Part:
+        """``with`` it, the seconds spent inside are added to part ``name``.
+
+        CPU seconds of this thread, so that waiting for others does not count; for a small batch seconds by the clock.
+        """
+        clock = time.thread_time if batch.nbytes >= _CPU_CLOCK_BYTES else time.perf_counter
+        return _Part(self.seconds, name, clock)
 
 
 def fresh_part(batch: RecordBatch, next_offset: int) -> RecordBatch:

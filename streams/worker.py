@@ -270,15 +270,17 @@ class Worker:
 
     async def _send(self, outputs: list[OutBatch], reader: BlockReader) -> None:
         assert self._producer is not None
+        started = time.thread_time()
         for out in outputs:
-            started = time.thread_time()
             try:
                 sent = self._producer.send(out)
-                self._produce_s += time.thread_time() - started
                 if sent < len(out):
+                    self._produce_s += time.thread_time() - started
                     await self._send_rest(out, sent, reader)
+                    started = time.thread_time()
             except DeliveryFailed as exc:
                 raise FatalError("delivery-failed", f"{exc}. A restarted worker sends it again.") from exc
+        self._produce_s += time.thread_time() - started
 
     async def _send_rest(self, out: OutBatch, sent: int, reader: BlockReader) -> None:
         """Back-pressure: the producer's queue is full; the stage waits, and with it the consumer."""

@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
         else:
             print(", ".join(f"{name} {count:,}" for name, count in figures.items()), flush=True)
 
-    _spare_the_collector()
+    spare_the_collector()
 
     async def main() -> int:
         loop = asyncio.get_running_loop()
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     return code
 
 
-def _spare_the_collector() -> None:
+def spare_the_collector() -> None:
     """Records come and go by reference count; looking for cycles among them again and again costs a fifth of all."""
     gc.collect()
     gc.freeze()

@@ -179,9 +179,9 @@ class CardTask(_Sender):
     def process(self, batch: RecordBatch) -> list[OutBatch]:
         meters, counts = self.pipeline.meters, self.pipeline.meters.counts
         batch = fresh_part(batch, self.next_offset)
-        with meters.part("decode"):
+        with meters.part("decode", batch):
             block, dead = decode_transactions(batch)
-        with meters.part("features"):
+        with meters.part("features", batch):
             self._watch_placement(block)
             result = self.stage.process(block)
         self.next_offset = batch.next_offset
@@ -193,7 +193,7 @@ class CardTask(_Sender):
         counts["dead_letters"] += len(dead)
         counts["duplicates"] += result.duplicates
         outputs: list[OutBatch] = []
-        with meters.part("shuffle"):
+        with meters.part("shuffle", batch):
             rows = result.block
             if len(rows):
                 targets = partitions_of(rows.ids["terminal_id"], self.pipeline.infos[BY_TERMINAL].partitions)
@@ -241,7 +241,7 @@ class LabelTask(_Sender):
     def process(self, batch: RecordBatch) -> list[OutBatch]:
         meters, counts = self.pipeline.meters, self.pipeline.meters.counts
         batch = fresh_part(batch, self.next_offset)
-        with meters.part("labels"):
+        with meters.part("labels", batch):
             block, dead = decode_labels(batch)
             self.next_offset = batch.next_offset
             if batch.replay:
@@ -292,7 +292,7 @@ class TerminalTask:
         meters, counts = self.pipeline.meters, self.pipeline.meters.counts
         batch = fresh_part(batch, self.next_offset)
         dead: list[Dead] = []
-        with meters.part("shuffle"):
+        with meters.part("shuffle", batch):
             for i, value in enumerate(batch.values):
                 try:
                     message = unpack(value)
@@ -308,7 +308,7 @@ class TerminalTask:
                 self.order.push(message)
             due = self.order.due()
         self.next_offset = batch.next_offset
-        with meters.part("features"):
+        with meters.part("features", batch):
             rows = due.rows if due.rows is not None else self._none
             matrix, late = self.stage.process(rows, due.labels, due.kinds if due.labels is not None else None)
         if batch.replay:
@@ -317,10 +317,10 @@ class TerminalTask:
         outputs = [dead_letters(batch, dead, "terminal")] if dead else []
         if len(rows) == 0:
             return outputs
-        with meters.part("score"):
+        with meters.part("score", batch):
             slot = self.pipeline.slot
             raw, score = slot.score(matrix)
-        with meters.part("encode"):
+        with meters.part("encode", batch):
             values = self._encoder.encode(rows, features=matrix, late=late, model=slot.label, score=score, raw=raw)
             keys = _texts(rows.ids["transaction_id"])
             headers = [{"source": source} for source in self._sources(rows)]

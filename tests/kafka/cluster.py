@@ -223,20 +223,25 @@ class Feed:
     def _run(self) -> None:
         try:
             producer = self._log.producer()
-            step = max(1, int(self._per_s / 50))
-            started = time.monotonic()
+            due = time.monotonic()
             while self.sent < len(self._records):
+                step = max(1, int(self._per_s / 50))
                 for topic, key, value in self._records[self.sent : self.sent + step]:
                     one = OutBatch(topic, [value], [key])
                     while not producer.send(one):
                         producer.poll(0.05)
                 self.sent += step
-                time.sleep(max(0.0, self.sent / self._per_s - (time.monotonic() - started)))
+                due += step / self._per_s
+                time.sleep(max(0.0, due - time.monotonic()))
             assert producer.flush(60) == 0
             producer.close()
         except BaseException as error:
             self.error = error
             raise
+
+    def hurry(self, per_s: float) -> None:
+        """Goes on at another rate."""
+        self._per_s = per_s
 
     def wait_for(self, share: float) -> None:
         until(lambda: self.error is not None or self.sent >= share * len(self._records), f"{share:.0%} of the feed")

@@ -40,10 +40,11 @@ def test_two_and_three_workers_join_and_leave(kafka: Broker, tmp_path: Path) -> 
     options = (kafka.bootstrap, tmp_path, "joining")
     with Worker(*options) as first, Tail(log) as tail:
         first.wait_ready()
-        feed = Feed(log, STREAM.records, per_s=4_000)
+        feed = Feed(log, STREAM.records, per_s=500)
         with Worker(*options) as second, Worker(*options) as third:
             second.wait_ready()
             third.wait_ready()
+            feed.hurry(5_000)
             feed.wait_for(0.7)
             figures = [second.stop()]
             feed.join()
