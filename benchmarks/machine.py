@@ -47,7 +47,7 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     pom = Path(__file__).parent.parent / "streams" / "kafka_pom.xml"
-    match = re.search(r"<version>(4[\d.]+)</version>", pom.read_text("utf-8")) if pom.exists() else None
+    match = re.search(r"<kafka.version>([\d.]+)<", pom.read_text("utf-8")) if pom.exists() else None
     return found | ({"kafka": match.group(1)} if match else {})
 
 

@@ -123,8 +123,8 @@ def train(folder: Path, seed: int = 2, rows: int = _TRAINING_ROWS_MAX, trees: in
     y = np.zeros(rows, np.int64)
     y[labels["transaction_id"]] = labels["is_fraud"]
     settings = {"objective": "binary", "num_leaves": LEAVES, "learning_rate": 0.05, "min_data_in_leaf": 5}
-    settings |= {"num_threads": 2, "verbosity": -1, "seed": seed, "deterministic": True, "force_row_wise": True}
-    data = lightgbm.Dataset(made.matrix, y[made.row], feature_name=list(DEFAULT.names), params={"verbosity": -1})
+    settings |= {"num_threads": 1, "verbosity": -1, "seed": seed, "deterministic": True, "force_row_wise": True}
+    data = lightgbm.Dataset(made.matrix, y[made.row], feature_name=list(DEFAULT.names), params=settings)
     path = folder / "model.txt"
     lightgbm.train(settings, data, trees).save_model(path)
     draft = package_from_text(path, MODEL, created_at="2024-01-01T00:00:00Z", features=DEFAULT.names)

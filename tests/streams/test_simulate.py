@@ -161,6 +161,8 @@ def test_sigterm_ends_it_in_order(kafka: Broker) -> None:
     log.admin().create_topics(topic_infos((TRANSACTIONS, LABELS)))
     command = "import sys; from streams.cli.main import main; sys.exit(main())"
     words = ["simulate", "--bootstrap", kafka.bootstrap, "--rate", "500", "--json"]
+    consumer = log.consumer("none")
+    before = [consumer.offset_range(TP(TRANSACTIONS, p))[1] for p in range(4)]
     with subprocess.Popen(
         [sys.executable, "-c", command, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -168,8 +170,7 @@ def test_sigterm_ends_it_in_order(kafka: Broker) -> None:
         while "sending to" not in process.stderr.readline():
             assert process.poll() is None
         # the handlers are in place when the first record is there
-        consumer = log.consumer("none")
-        while not any(consumer.offset_range(TP(TRANSACTIONS, p))[1] for p in range(4)):
+        while [consumer.offset_range(TP(TRANSACTIONS, p))[1] for p in range(4)] == before:
             assert process.poll() is None
         consumer.close()
         process.terminate()
