@@ -53,10 +53,10 @@ def test_a_worker_waits_for_its_broker_and_outlives_its_absence(tmp_path: Path, 
             brokers[0].stop()
             stopped = time.monotonic()
             queue(producer, records[N // 2 :])
-            worker.until(lambda: worker.log.count("is away") == 2, "the second absence in the log")
+            worker.until(lambda: worker.log.count("is away") >= 2, "the second absence in the log")
             worker.until(lambda: time.monotonic() - stopped > AWAY_S, "the broker's return")
             brokers[0].restart()
-            worker.until(lambda: worker.log.count("is back after") == 2, "the second return in the log")
+            worker.until(lambda: worker.log.count("is back after") >= 2, "the second return in the log")
             assert producer.flush(30) == 0
             producer.close()
             scores.read(N)
