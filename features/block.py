@@ -102,6 +102,13 @@ class Ids:
         positions = np.flatnonzero(index) if index.dtype == np.bool_ else index
         return Ids(mixed=[self.mixed[i] for i in positions])
 
+    def part(self, start: int, stop: int) -> Ids:
+        """The rows from ``start`` up to ``stop``, sharing memory."""
+        if self.ints is not None:
+            return Ids(ints=self.ints[start:stop])
+        assert self.mixed is not None
+        return Ids(mixed=self.mixed[start:stop])
+
     @staticmethod
     def concat(parts: Sequence[Ids]) -> Ids:
         """The rows of all parts, in order."""
@@ -154,6 +161,21 @@ class Block:
             ids={name: column.take(index) for name, column in self.ids.items()},
             columns={name: column[index] for name, column in self.columns.items()},
             extra=extra,
+            epoch=self.epoch,
+        )
+
+    def part(self, start: int, stop: int) -> Block:
+        """The rows from ``start`` up to ``stop``, sharing memory; the same run of the log otherwise."""
+        rows = slice(start, stop)
+        return Block(
+            topic=self.topic,
+            partition=self.partition,
+            next_offset=self.next_offset,
+            offsets=self.offsets[rows],
+            timestamps=self.timestamps[rows],
+            ids={name: column.part(start, stop) for name, column in self.ids.items()},
+            columns={name: column[rows] for name, column in self.columns.items()},
+            extra=None if self.extra is None else self.extra[rows],
             epoch=self.epoch,
         )
 

@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from features.block import Block, BoolArray, FloatArray, IntArray, KeyArray
 from features.declare import FeatureError, WindowFeature
-from features.plan import LATENESS_MS, Arrays, StateError, WindowPlan, own
+from features.kernel import own
+from features.plan import LATENESS_MS, Arrays, StateError, WindowPlan
 from features.rings import RingPool
 from features.state import NO_TIME, KeySlots
 from features.windows import Rows, prefixes_of_values, values_of_prefixes, window_rows
@@ -19,7 +20,8 @@ __all__ = ["EntityWindows"]
 
 _VALUE_MAX = 2.0**62
 SWEEP_STEPS_PER_ROW = 4
-SWEEP_STEPS_MIN = 64
+#: rows between two sweeps, at the least
+SWEEP_ROWS = 64
 
 
 class EntityWindows:
@@ -32,6 +34,7 @@ class EntityWindows:
         self._check()
         self._slots = KeySlots()
         self._events = RingPool(self._plan.ring_width, self._plan.ring_own)
+        self._unswept = 0
 
     def _check(self) -> None:
         for feature in self._plan.features:
@@ -45,6 +48,11 @@ class EntityWindows:
     @property
     def entity(self) -> str:
         return self._plan.entity
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Columns of a block that are read besides the event time."""
+        return self._plan.fields
 
     @property
     def stream_time_ms(self) -> int | None:
@@ -76,12 +84,12 @@ class EntityWindows:
         values = np.empty((len(self._plan.fields), len(block)), np.float64)
         for f, name in enumerate(self._plan.fields):
             values[f] = block.columns[name]
-            wrong = np.flatnonzero(~(np.abs(values[f]) < _VALUE_MAX))
-            if len(wrong):
-                raise StateError(
-                    f"{name}: {values[f, wrong[0]]} in row {wrong[0]} cannot be summed exactly (not finite or 2**62 "
-                    "and above); check records against the schema before they reach the windows"
-                )
+        if values.size and not np.abs(values).max() < _VALUE_MAX:  # also when one is NaN
+            f, row = np.argwhere(~(np.abs(values) < _VALUE_MAX))[0]
+            raise StateError(
+                f"{self._plan.fields[f]}: {values[f, row]} in row {row} cannot be summed exactly (not finite or 2**62 "
+                "and above); check records against the schema before they reach the windows"
+            )
         return block.ids[self.entity].keys(), block.event_time_ms, values
 
     def _rows(self, keys: KeyArray, times: IntArray, values: FloatArray) -> Rows:
@@ -90,6 +98,8 @@ class EntityWindows:
         return Rows(slots, late, times, values)
 
     def _reserve(self) -> None:
+        if self._slots.capacity <= len(self._events.heads):
+            return
         for rings in self._pools():
             rings.reserve_slots(self._slots.capacity)
 
@@ -101,8 +111,14 @@ class EntityWindows:
         return self._slots.stream_time_ms - self._plan.span_ms
 
     def _sweep(self, n: int) -> None:
-        """Frees some of the idle keys: work in proportion to the rows, invisible in results."""
-        freed = self._slots.sweep(max(SWEEP_STEPS_MIN, SWEEP_STEPS_PER_ROW * n), self._horizon)
+        """Frees some of the idle keys now and then: work in proportion to the rows, invisible in results."""
+        self._unswept += n
+        if self._unswept >= SWEEP_ROWS:
+            self._sweep_steps(SWEEP_STEPS_PER_ROW * self._unswept)
+            self._unswept = 0
+
+    def _sweep_steps(self, steps: int) -> None:
+        freed = self._slots.sweep(steps, self._horizon)
         if len(freed):
             for rings in self._pools():
                 rings.release(freed)

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from features.block import BoolArray, IntArray, KeyArray
-from features.kernel import helper, kernel, signed
+from features.kernel import helper, kernel, own, signed
 from features.state import (
     NO_TIME,
     TABLE_CAPACITY_MIN,
@@ -251,7 +251,7 @@ class Dedupe:
 
     def process(self, keys: KeyArray, times: IntArray) -> BoolArray:
         """(n,) mask of the repeated rows, for ids (n, 2) uint64 and event times (n,) int64 ms in log order."""
-        keys, times = np.require(keys, np.uint64, ["C", "W"]), np.require(times, np.int64, ["C", "W"])
+        keys, times = own(keys, np.uint64), own(times, np.int64)
         repeated = np.empty(len(times), np.bool_)
         row, fifo = 0, self._fifo
         while True:

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-__all__ = ["helper", "kernel", "prefetch", "signed"]
+__all__ = ["helper", "kernel", "own", "prefetch", "signed"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -49,6 +50,13 @@ def kernel(function: F) -> F:
 def helper(function: F) -> F:
     """A `kernel` called from others only, and always inlined: each array argument would be seven words to pass."""
     return _compiled(function, forceinline=True)
+
+
+def own(array: npt.NDArray[Any], dtype: type[np.generic]) -> npt.NDArray[Any]:
+    """The column in the one form kernels are compiled for: contiguous, writable (a view of a message is not)."""
+    if array.dtype == dtype and array.flags.carray:  # asked first: `require` takes 3 us
+        return array
+    return np.require(array, dtype, ["C", "W"])
 
 
 @helper

@@ -11,9 +11,10 @@ import numpy.typing as npt
 from features import labelled
 from features.block import Block, BoolArray, FloatArray, IntArray, KeyArray
 from features.declare import WindowFeature
-from features.entity_windows import SWEEP_STEPS_MIN, SWEEP_STEPS_PER_ROW, EntityWindows
+from features.entity_windows import EntityWindows
 from features.fifo import Fifo
-from features.plan import LATENESS_MS, Arrays, StateError, own
+from features.kernel import own
+from features.plan import LATENESS_MS, Arrays, StateError
 from features.rings import RingPool
 from features.state import NO_TIME, Table, sorted_by_key, table_rebuild, table_sweep
 
@@ -160,9 +161,9 @@ class LabelledWindows(EntityWindows):
             rings = {labelled.EVENTS: self._events, labelled.FRAUDS: self._frauds, labelled.LABELS: self._labels}
             rings[need].grow()
 
-    def _sweep(self, n: int) -> None:
-        super()._sweep(n)
-        steps = min(max(SWEEP_STEPS_MIN, SWEEP_STEPS_PER_ROW * n), len(self._transactions))
+    def _sweep_steps(self, steps: int) -> None:
+        super()._sweep_steps(steps)
+        steps = min(steps, len(self._transactions))
         freed = np.empty(steps, np.int64)
         self._hand, count = table_sweep(self._transactions, self._hand, steps, self._horizon, freed)
         self._counters[labelled.KNOWN] -= count

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from features.declare import FeatureError, WindowFeature
 from features.windows import COUNT, MEAN, RISK, SUM, Plan
 
-__all__ = ["FORMAT", "LATENESS_MS", "Arrays", "StateError", "WindowPlan", "own"]
+__all__ = ["FORMAT", "LATENESS_MS", "Arrays", "StateError", "WindowPlan"]
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -25,11 +25,6 @@ _AGGREGATES = {"count": COUNT, "sum": SUM, "mean": MEAN, "risk": RISK}
 
 class StateError(ValueError):
     """Arrays that are not a state of these features, or values a state cannot take."""
-
-
-def own(array: npt.NDArray[Any], dtype: type[np.generic]) -> npt.NDArray[Any]:
-    """The column in the one form kernels are compiled for: contiguous, writable (a view of a message is not)."""
-    return np.require(array, dtype, ["C", "W"])
 
 
 class WindowPlan:

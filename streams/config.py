@@ -30,7 +30,7 @@ class Settings:
     order: str = _setting("arrival", "order of the terminal stage", choices=("arrival", "event_time"))
     partitions: int = _setting(4, "partitions of topics that a worker creates", 1)
     commit_interval_ms: int = _setting(1000, "time between commits", 10)
-    gather_ms: int = _setting(4, "least time between two batches, to gather records under a trickle", 0)
+    gather_ms: int = _setting(3, "least time between two batches, to gather records under a trickle", 0)
     batch_records: int = _setting(4096, "records that a stage takes at once", 1)
     max_poll_interval_ms: int = _setting(300_000, "a worker whose stage makes no progress for so long ends", 1000)
     allowed_lateness_ms: int = _setting(3_600_000, "events older than the newest by more do not enter windows", 0)

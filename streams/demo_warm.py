@@ -27,7 +27,7 @@ def main() -> int:
     settings = Settings()
     stages = stage_settings(settings)
     if sys.argv[1] == "windows":
-        TerminalStage(stages).process(empty_rows(stages), None, None)
+        TerminalStage(stages).windows(empty_rows(stages), None, None)
     else:
         _warm_model()
         _warm_rows(stages)
@@ -69,4 +69,4 @@ def _warm_rows(stages: StageSettings) -> None:
     late = rows.columns["late"].astype(np.bool_)
     ScoreEncoder(stages.features.names).encode(rows, features=vectors, late=late, score=scores, raw=scores)
     decimal_keys(n)
-    source_headers(TRANSACTIONS.topic, 0, n)
+    source_headers(TRANSACTIONS.topic, n, n)

@@ -8,8 +8,7 @@ ready JSON fragments.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -31,12 +30,14 @@ _INTEGER, _NUMBER, _FLAG, _TEXT = 0, 1, 2, 3
 _KIND_CODE = {"id": _INTEGER, "integer": _INTEGER, "number": _NUMBER, "flag": _FLAG, "json": _TEXT}
 _DIGITS_MAX = 20  # of a 64-bit integer with its sign
 _U0, _U1, _U10 = np.uint64(0), np.uint64(1), np.uint64(10)
-_COMMA, _MINUS, _ZERO = ord(","), ord("-"), ord("0")
+_COMMA, _MINUS, _SLASH, _ZERO = ord(","), ord("-"), ord("/"), ord("0")
 _CHUNK = 32
 _ROOM = bytes(_CHUNK)
 _TRUE, _FALSE = np.frombuffer(b"true" + _ROOM, np.uint8), np.frombuffer(b"false" + _ROOM, np.uint8)
 #: floats appended to those of a block, so that the text of the last one ends with a comma and has room behind
 _PADDING_FLOATS = _CHUNK
+#: shapes kept by a template: a new one for each model
+_SHAPES_MAX = 64
 
 Bytes = npt.NDArray[np.uint8]
 Column = Ids | npt.NDArray[Any] | Sequence[bytes] | bytes
@@ -144,36 +145,28 @@ def _stitch(
         ends[row] = at
 
 
-@dataclass(slots=True)
-class _Inputs:
-    """The columns of one call, sorted by how the kernel reads them."""
+class _Shape(NamedTuple):
+    """A record with its constant parts filled in: constants between slots, and where the kernel finds each slot."""
 
-    rows: int
-    integers: list[npt.NDArray[Any]]
-    numbers: list[npt.NDArray[Any]]
-    texts: list[bytes]
-    text_begins: list[IntArray]
-    text_ends: list[IntArray]
-    text_total: int = 0
+    constants: Bytes
+    constant_ends: IntArray
+    kinds: IntArray
+    indexes: IntArray
+    #: names of the fields whose columns are read as integers, as numbers (with how many each has), as texts
+    integers: list[str]
+    numbers: list[tuple[str, int]]
+    texts: list[str]
+    #: those of ``numbers`` that are matrices, also where one column wide
+    matrices: frozenset[str]
 
-    def add_texts(self, name: str, fragments: Sequence[bytes] | bytes) -> int:
-        if isinstance(fragments, bytes):
-            ends = np.full(self.rows, self.text_total + len(fragments), np.int64)
-            begins = np.full(self.rows, self.text_total, np.int64)
-            self.texts.append(fragments)
-            self.text_total += len(fragments)
-        else:
-            joined = b"".join(fragments)
-            lengths = np.fromiter(map(len, fragments), np.int64, len(fragments))
-            if len(lengths) != self.rows:
-                raise ValueError(f"{name}: {len(lengths)} texts for {self.rows} rows")
-            ends = np.cumsum(lengths) + self.text_total
-            begins = ends - lengths
-            self.texts.append(joined)
-            self.text_total += len(joined)
-        self.text_begins.append(begins)
-        self.text_ends.append(ends)
-        return len(self.text_ends) - 1
+
+def _text_places(name: str, rows: int, texts: Sequence[bytes], total: int) -> tuple[bytes, IntArray, IntArray]:
+    """The joined texts, and where each begins and ends in an array in which ``total`` bytes are before them."""
+    lengths = np.fromiter(map(len, texts), np.int64, len(texts))
+    if len(lengths) != rows:
+        raise ValueError(f"{name}: {len(lengths)} texts for {rows} rows")
+    ends = np.cumsum(lengths) + total
+    return b"".join(texts), ends - lengths, ends
 
 
 class RecordTemplate:
@@ -187,107 +180,134 @@ class RecordTemplate:
 
     def __init__(self, fields: Sequence[tuple[str, SlotKind | tuple[str, ...]]]) -> None:
         self.fields = tuple(fields)
-        constants: list[bytes] = []
-        kinds: list[int] = []
-        pending = b"{"
-        for i, (name, kind) in enumerate(self.fields):
-            pending += (b"," if i else b"") + orjson.dumps(name) + b":"
-            if isinstance(kind, str):
-                constants.append(pending)
-                kinds.append(_KIND_CODE[kind])
-                pending = b""
-                continue
-            pending += b"{"
-            for j, inner in enumerate(kind):
-                constants.append(pending + (b"," if j else b"") + orjson.dumps(inner) + b":")
-                kinds.append(_NUMBER)
-                pending = b""
-            pending += b"}"
-        constants.append(pending + b"}")
-        self._constants = np.frombuffer(b"".join(constants) + _ROOM, np.uint8)
-        self._constant_ends = np.cumsum(np.array([len(c) for c in constants], np.int64))
-        self._kinds = np.array(kinds, np.int64)
+        self._varying = [name for name, kind in self.fields if kind in ("json", "id")]
+        self._shapes: dict[tuple[Any, ...], _Shape] = {}
 
     def render(self, rows: int, columns: Mapping[str, Column]) -> list[bytes]:
         """One JSON object per row, equal to orjson's text of the same dict; ValueError on a column of wrong length."""
         if rows == 0:
             return []
-        inputs = _Inputs(rows, [], [], [], [], [])
-        kinds, indexes = self._kinds.copy(), np.zeros(len(self._kinds), np.int64)
-        slot = 0
-        for name, kind in self.fields:
-            self._add(inputs, name, kind, columns[name], kinds, indexes, slot)
-            slot += 1 if isinstance(kind, str) else len(kind)
-        return self._run(inputs, kinds, indexes)
+        # one text for all rows is part of the shape: what a block costs besides its rows is what a small one costs
+        key = tuple([_variant(columns[name]) for name in self._varying])
+        shape = self._shapes.get(key)
+        if shape is None:
+            if len(self._shapes) >= _SHAPES_MAX:
+                self._shapes.clear()
+            shape = self._shapes[key] = self._shape(dict(zip(self._varying, key, strict=True)))
+        return _run(shape, rows, columns)
 
-    def _add(
-        self,
-        inputs: _Inputs,
-        name: str,
-        kind: SlotKind | tuple[str, ...],
-        column: Any,
-        kinds: IntArray,
-        indexes: IntArray,
-        slot: int,
-    ) -> None:
-        """Hands one field's column to the inputs and notes in which form the kernel finds it."""
-        if kind == "json":
-            indexes[slot] = inputs.add_texts(name, column)
-            return
-        if kind == "id":
-            if column.ints is None:
-                kinds[slot] = _TEXT
-                indexes[slot] = inputs.add_texts(name, list(map(_JSON, column.to_list())))
-                return
-            column = column.ints
-        wanted = (inputs.rows,) if isinstance(kind, str) else (inputs.rows, len(kind))
-        if column.shape != wanted:
-            raise ValueError(f"{name}: column of shape {column.shape}, expected {wanted}")
-        if isinstance(kind, str) and kind != "number":
-            inputs.integers.append(column)
-            indexes[slot] = len(inputs.integers) - 1
-        else:
-            inputs.numbers.append(column.reshape(inputs.rows, -1))
+    def _shape(self, variants: Mapping[str, bytes | int]) -> _Shape:
+        constants: list[bytes] = []
+        kinds: list[int] = []
+        indexes: list[int] = []
+        integers: list[str] = []
+        numbers: list[tuple[str, int]] = []
+        texts: list[str] = []
+        pending = b"{"
 
-    def _run(self, inputs: _Inputs, kinds: IntArray, indexes: IntArray) -> list[bytes]:
-        rows = inputs.rows
-        integers = np.empty((len(inputs.integers), rows), np.int64)
-        for i, column in enumerate(inputs.integers):
-            integers[i] = column
-        numbers, number_ends = _numbers_text(inputs)
-        begins = np.array(inputs.text_begins, np.int64).reshape(-1, rows)
-        text_ends = np.array(inputs.text_ends, np.int64).reshape(-1, rows)
-        texts_bytes = int((text_ends - begins).sum())
-        others_bytes = rows * (len(self._constants) + _DIGITS_MAX * len(inputs.integers))
-        bytes_max = others_bytes + len(numbers) + texts_bytes + _CHUNK
-        out = np.empty(bytes_max, np.uint8)
-        ends = np.empty(rows, np.int64)
-        _stitch(
-            self._constants,
-            self._constant_ends,
-            kinds,
-            indexes,
+        def slot(kind: int, index: int = 0) -> None:
+            nonlocal pending
+            constants.append(pending)
+            kinds.append(kind)
+            indexes.append(index)
+            pending = b""
+
+        for i, (name, kind) in enumerate(self.fields):
+            pending += (b"," if i else b"") + orjson.dumps(name) + b":"
+            variant = variants.get(name)
+            if isinstance(kind, tuple):
+                pending += b"{"
+                for j, inner in enumerate(kind):
+                    pending += (b"," if j else b"") + orjson.dumps(inner) + b":"
+                    slot(_NUMBER)
+                numbers.append((name, len(kind)))
+                pending += b"}"
+            elif isinstance(variant, bytes):
+                pending += variant
+            elif kind == "number":
+                slot(_NUMBER)
+                numbers.append((name, 1))
+            elif variant == _TEXT:
+                slot(_TEXT, len(texts))
+                texts.append(name)
+            else:
+                slot(_KIND_CODE[kind], len(integers))
+                integers.append(name)
+        constants.append(pending + b"}")
+        return _Shape(
+            np.frombuffer(b"".join(constants) + _ROOM, np.uint8),
+            np.cumsum(np.array([len(c) for c in constants], np.int64)),
+            np.array(kinds, np.int64),
+            np.array(indexes, np.int64),
             integers,
             numbers,
-            number_ends,
-            np.frombuffer(b"".join([*inputs.texts, _ROOM]), np.uint8),
-            begins,
-            text_ends,
-            out,
-            ends,
+            texts,
+            frozenset(name for name, kind in self.fields if isinstance(kind, tuple)),
         )
-        return _sliced(out, ends)
 
 
-def _numbers_text(inputs: _Inputs) -> tuple[Bytes, IntArray]:
+def _variant(column: Any) -> bytes | int:
+    """What of a column changes the shape: a text for all rows, or whether its rows are texts or integers."""
+    if isinstance(column, bytes):
+        return column
+    return _INTEGER if isinstance(column, Ids) and column.ints is not None else _TEXT
+
+
+def _checked(name: str, column: npt.NDArray[Any], wanted: tuple[int, ...]) -> npt.NDArray[Any]:
+    if column.shape != wanted:
+        raise ValueError(f"{name}: column of shape {column.shape}, expected {wanted}")
+    return column
+
+
+def _run(shape: _Shape, rows: int, columns: Mapping[str, Any]) -> list[bytes]:
+    integers = np.empty((len(shape.integers), rows), np.int64)
+    for i, name in enumerate(shape.integers):
+        column = columns[name]
+        values: Any = column.ints if isinstance(column, Ids) else column
+        integers[i] = _checked(name, values, (rows,))
+    numbers, number_ends = _numbers_text(shape, rows, columns)
+    begins, ends = np.empty((2, len(shape.texts), rows), np.int64)
+    parts: list[bytes] = []
+    texts_bytes = 0
+    for i, name in enumerate(shape.texts):
+        column = columns[name]
+        texts = list(map(_JSON, column.to_list())) if isinstance(column, Ids) else column
+        part, begins[i], ends[i] = _text_places(name, rows, texts, texts_bytes)
+        parts.append(part)
+        texts_bytes += len(part)
+    others_bytes = rows * (len(shape.constants) + _DIGITS_MAX * len(shape.integers))
+    out = np.empty(others_bytes + len(numbers) + texts_bytes + _CHUNK, np.uint8)
+    stops = np.empty(rows, np.int64)
+    _stitch(
+        shape.constants,
+        shape.constant_ends,
+        shape.kinds,
+        shape.indexes,
+        integers,
+        numbers,
+        number_ends,
+        np.frombuffer(b"".join([*parts, _ROOM]), np.uint8),
+        begins,
+        ends,
+        out,
+        stops,
+    )
+    return _sliced(out, stops)
+
+
+def _numbers_text(shape: _Shape, rows: int, columns: Mapping[str, Any]) -> tuple[Bytes, IntArray]:
     """All floats as one JSON array, row by row in slot order, and where the text of each ends."""
-    width = sum(column.shape[1] for column in inputs.numbers)
-    flat = np.zeros(inputs.rows * width + _PADDING_FLOATS)
-    matrix = flat[: inputs.rows * width].reshape(inputs.rows, width)
+    width = sum(n for _, n in shape.numbers)
+    flat = np.zeros(rows * width + _PADDING_FLOATS)
+    matrix = flat[: rows * width].reshape(rows, width)
     at = 0
-    for column in inputs.numbers:
-        matrix[:, at : at + column.shape[1]] = column
-        at += column.shape[1]
+    for name, n in shape.numbers:
+        column = columns[name]
+        if name in shape.matrices:
+            matrix[:, at : at + n] = _checked(name, column, (rows, n))
+        else:
+            matrix[:, at] = _checked(name, column, (rows,))
+        at += n
     text = np.frombuffer(orjson.dumps(flat, option=orjson.OPT_SERIALIZE_NUMPY), np.uint8)
     ends = np.empty(len(flat), np.int64)
     _commas(text, ends)
@@ -347,7 +367,6 @@ class ScoreEncoder:
         ``score`` and ``raw`` (n,) float64, None without a model (null); ``reasons`` a JSON array's text per row.
         """
         n = len(block)
-        unknown = np.full(n, np.nan)
         extra: Sequence[bytes] | bytes = b"{}"
         if block.extra is not None:
             extra = [b"{}" if text is None else text for text in block.extra]
@@ -355,8 +374,8 @@ class ScoreEncoder:
             **block.ids,
             "event_time": block.event_time_ms,
             "amount": block.columns["amount"],
-            "score": unknown if score is None else score,
-            "raw": unknown if raw is None else raw,
+            "score": np.full(n, np.nan) if score is None else score,
+            "raw": np.full(n, np.nan) if raw is None else raw,
             "model": b"null" if model is None else orjson.dumps(model),
             "late": late,
             "reasons": b"[]" if reasons is None else reasons,
@@ -368,30 +387,38 @@ class ScoreEncoder:
 
 def decimal_keys(values: IntArray) -> list[bytes]:
     """Each integer as decimal ASCII: the key of a record whose key is an integer id."""
-    return _prefixed(b"", values)
+    return _texts(b"", None, values)
 
 
-def source_headers(topic: str, partition: int, offsets: IntArray) -> list[bytes]:
-    """Values of the ``source`` header, such as ``transactions/3/1234``.
+def source_headers(topic: str, partitions: IntArray, offsets: IntArray) -> list[bytes]:
+    """Values of the ``source`` header, such as ``transactions/3/1234``, for columns (n,) of partitions and offsets.
 
-    >>> source_headers("transactions", 3, np.array([1234, 1235]))
-    [b'transactions/3/1234', b'transactions/3/1235']
+    >>> source_headers("transactions", np.array([3, 0]), np.array([1234, 1235]))
+    [b'transactions/3/1234', b'transactions/0/1235']
     """
-    return _prefixed(f"{topic}/{partition}/".encode(), offsets)
+    return _texts(f"{topic}/".encode(), partitions, offsets)
 
 
 @njit(cache=True)
-def _put_prefixed(prefix: Bytes, length: int, values: IntArray, out: Bytes, ends: IntArray) -> None:
+def _put_texts(prefix: Bytes, length: int, firsts: IntArray, values: IntArray, out: Bytes, ends: IntArray) -> None:
     at = 0
     for row in range(values.shape[0]):
-        at = _put_integer(out, _copy(out, at, prefix, 0, length), values[row])
+        at = _copy(out, at, prefix, 0, length)
+        if firsts.shape[0]:
+            at = _put_integer(out, at, firsts[row])
+            out[at] = _SLASH
+            at += 1
+        at = _put_integer(out, at, values[row])
         ends[row] = at
 
 
-def _prefixed(prefix: bytes, values: IntArray) -> list[bytes]:
-    if len(values) == 0:
+def _texts(prefix: bytes, firsts: IntArray | None, values: IntArray) -> list[bytes]:
+    """``prefix``, the first integer and a slash if given, and the value, of each row."""
+    n = len(values)
+    if n == 0:
         return []
-    out = np.empty(len(values) * (len(prefix) + _DIGITS_MAX) + _CHUNK, np.uint8)
-    ends = np.empty(len(values), np.int64)
-    _put_prefixed(np.frombuffer(prefix + _ROOM, np.uint8), len(prefix), values, out, ends)
+    out = np.empty(n * (len(prefix) + 2 * _DIGITS_MAX + 1) + _CHUNK, np.uint8)
+    ends = np.empty(n, np.int64)
+    firsts = values[:0] if firsts is None else firsts
+    _put_texts(np.frombuffer(prefix + _ROOM, np.uint8), len(prefix), firsts, values, out, ends)
     return _sliced(out, ends)

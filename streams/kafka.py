@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import repeat
 from typing import Any
 
@@ -41,6 +41,8 @@ logger = logging.getLogger("headrace.kafka")
 
 _REQUEST_S = 5.0
 _CLOSE_S = 5.0
+#: librdkafka hands a fetch over partition by partition: the first record is heard when the rest is on its way
+_REST_S = 0.0003
 
 #: A record of 10 MB must reach the dead letters whole, with room for its headers.
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
@@ -68,7 +70,8 @@ _PRODUCER_DEFAULTS: dict[str, Any] = {
     "enable.gapless.guarantee": True,
     "message.timeout.ms": 0,
     "partitioner": "murmur2_random",
-    "linger.ms": 2,
+    # a run of batches is sent in one go: what follows it is another turn
+    "linger.ms": 0.5,
     "batch.size": 1_000_000,
     "message.max.bytes": MAX_MESSAGE_BYTES,
     "queue.buffering.max.messages": 200_000,
@@ -95,9 +98,11 @@ class KafkaConsumer:
         self._closed = False
         defaults = {**_CONSUMER_DEFAULTS, "group.id": group}
         try:
-            self._consumer = Consumer(client_settings(config, defaults, "consumer", watch), logger=logger)
+            settings = client_settings(config, defaults, "consumer", watch)
+            self._consumer = Consumer({**settings, "on_commit": self._on_commit}, logger=logger)
         except (KafkaException, ValueError) as exc:
             raise config_error(exc, "consumer") from exc
+        self._commit_done: Callable[[Exception | None], None] | None = None
         self._listener: RebalanceListener | None = None
 
     def subscribe(self, topics: Sequence[str], listener: RebalanceListener) -> None:
@@ -135,6 +140,7 @@ class KafkaConsumer:
             return []
         messages = [first]
         if max_records > 1:
+            time.sleep(_REST_S)
             messages += self._consumer.consume(max_records - 1, 0)
         if any(map(Message.error, messages)):
             messages = [m for m in messages if not self._is_error(m)]
@@ -195,16 +201,30 @@ class KafkaConsumer:
         answer = retry(ask, "read committed offsets", self._watch)
         return {TP(p.topic, p.partition): (p.offset if p.offset >= 0 else None) for p in answer}
 
-    def commit(self, offsets: Mapping[TP, int]) -> None:
+    def commit(self, offsets: Mapping[TP, int], on_done: Callable[[Exception | None], None] | None = None) -> None:
         parts = [TopicPartition(tp.topic, tp.partition, offset) for tp, offset in offsets.items()]
+        self._commit_done = on_done
         try:
+            if on_done is not None:
+                self._consumer.commit(offsets=parts, asynchronous=True)
+                return
             results = self._consumer.commit(offsets=parts, asynchronous=False)
         except KafkaException as exc:
+            self._commit_done = None
             raise _commit_error(exc.args[0]) from exc
-        for part in results or ():
-            if part.error is not None:
-                raise _commit_error(part.error)
+        error = _first_error(None, results or [])
+        if error is not None:
+            raise error
         self._watch.seen()
+
+    def _on_commit(self, error: KafkaError | None, partitions: list[TopicPartition]) -> None:
+        """The outcome of a commit that nobody waits for."""
+        done, self._commit_done = self._commit_done, None
+        if done is not None:
+            failure = _first_error(error, partitions)
+            if failure is None:
+                self._watch.seen()
+            done(failure)
 
     def position(self, tp: TP) -> int | None:
         [part] = self._consumer.position([TopicPartition(tp.topic, tp.partition)])
@@ -245,6 +265,12 @@ class KafkaConsumer:
             while self._consumer.assignment() and time.monotonic() < deadline:
                 self._consumer.poll(0.1)
             self._consumer.close()
+
+
+def _first_error(error: KafkaError | None, partitions: Sequence[TopicPartition]) -> Exception | None:
+    """Why a commit, or that of one of its partitions, failed."""
+    errors = [error, *(part.error for part in partitions)]
+    return next((_commit_error(e) for e in errors if e is not None), None)
 
 
 def _commit_error(error: KafkaError) -> Exception:

@@ -140,8 +140,12 @@ class LogConsumer(Protocol):
 
     def committed(self, partitions: Sequence[TP]) -> dict[TP, int | None]: ...
 
-    def commit(self, offsets: Mapping[TP, int]) -> None:
-        """Synchronously; raises `CommitFailed` when the group has moved on."""
+    def commit(self, offsets: Mapping[TP, int], on_done: Callable[[Exception | None], None] | None = None) -> None:
+        """Raises `CommitFailed` when the group has moved on, `LogUnavailable` when the log cannot be asked.
+
+        With ``on_done`` it does not wait: ``on_done`` is told the outcome, such an error or None, inside this call or
+        a later `poll`. One such commit at a time.
+        """
 
     def position(self, tp: TP) -> int | None: ...
 

@@ -284,13 +284,17 @@ class MemoryConsumer:
             group = self._log.group(self._group_name)
             return {tp: group.committed.get(tp) for tp in partitions}
 
-    def commit(self, offsets: Mapping[TP, int]) -> None:
+    def commit(self, offsets: Mapping[TP, int], on_done: Callable[[Exception | None], None] | None = None) -> None:
         with self._log.changed:
             group = self._log.group(self._group_name)
             foreign = [tp for tp in offsets if group.owner.get(tp) != self._member_id]
-            if foreign:
-                raise CommitFailed(f"not ours any more: {foreign}")
-            group.committed.update(offsets)
+            if not foreign:
+                group.committed.update(offsets)
+        error = CommitFailed(f"not ours any more: {foreign}") if foreign else None
+        if on_done is not None:
+            on_done(error)
+        elif error is not None:
+            raise error
 
     def position(self, tp: TP) -> int | None:
         return self._position.get(tp)

@@ -14,7 +14,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from features.block import Block, BoolArray, IntArray
+from features.block import BoolArray, IntArray
+from streams.rows import Rows
 from streams.shuffle import Shuffled
 
 __all__ = ["ArrivalOrder", "EventTimeOrder", "Merged", "Order"]
@@ -26,8 +27,8 @@ _EVERYTHING = 2**63 - 1
 class Merged:
     """Rows and labels that are due, and their common order: ``kinds`` (rows + labels,) True = the next label."""
 
-    rows: Block | None
-    labels: Block | None
+    rows: Rows | None
+    labels: Rows | None
     kinds: BoolArray
 
 
@@ -45,18 +46,24 @@ class ArrivalOrder:
     """The log's own order: everything is due at once."""
 
     def __init__(self) -> None:
-        self._parts: list[tuple[bool, Block]] = []
+        self._parts: list[tuple[bool, Rows]] = []
 
     def push(self, message: Shuffled) -> None:
-        if len(message.block):
-            self._parts.append((message.kind == "labels", message.block))
+        if len(message.rows):
+            self._parts.append((message.kind == "labels", message.rows))
 
     def due(self) -> Merged:
         parts, self._parts = self._parts, []
-        rows = [b for is_label, b in parts if not is_label]
-        labels = [b for is_label, b in parts if is_label]
-        kinds = np.repeat([is_label for is_label, _ in parts], [len(b) for _, b in parts]).astype(np.bool_)
-        return Merged(Block.concat(rows) if rows else None, Block.concat(labels) if labels else None, kinds)
+        rows = [part for is_label, part in parts if not is_label]
+        labels = [part for is_label, part in parts if is_label]
+        if not labels:
+            return Merged(_joined(rows), None, np.zeros(sum(map(len, rows)), np.bool_))
+        kinds = np.repeat([is_label for is_label, _ in parts], [len(part) for _, part in parts])
+        return Merged(_joined(rows), _joined(labels), kinds)
+
+
+def _joined(parts: list[Rows]) -> Rows | None:
+    return Rows.concat(parts) if parts else None
 
 
 @dataclass(slots=True)
@@ -68,12 +75,12 @@ class _Source:
 
 
 class _Wait(NamedTuple):
-    """A block that waits; ``times`` (n,) are its rows' or labels' times, ``arrival`` its place in the log."""
+    """Rows that wait; ``times`` (n,) are their or their labels' times, ``arrival`` their place in the log."""
 
     oldest_ms: int
     arrival: int
     is_label: bool
-    block: Block
+    rows: Rows
     times: IntArray
 
 
@@ -103,14 +110,14 @@ class EventTimeOrder:
     def push(self, message: Shuffled) -> None:
         source = self._sources.setdefault((message.source.topic, message.source.partition), _Source())
         is_label = message.kind == "labels"
-        if len(message.block):
-            times = message.block.columns["label_time" if is_label else "event_time"].astype(np.int64)
+        if len(message.rows):
+            times = message.rows.integers("label_time" if is_label else "event_time")
             self.late += int(np.count_nonzero(times <= self._released_ms))
-            heappush(self._waiting, _Wait(int(times.min()), next(self._arrivals), is_label, message.block, times))
+            heappush(self._waiting, _Wait(int(times.min()), next(self._arrivals), is_label, message.rows, times))
             self._count += len(times)
             source.idle = False
-        overtaken = message.block.next_offset < source.next_offset
-        source.next_offset = max(source.next_offset, message.block.next_offset)
+        overtaken = message.next_offset < source.next_offset
+        source.next_offset = max(source.next_offset, message.next_offset)
         if message.watermark_ms is not None and (
             source.watermark_ms is None or message.watermark_ms > source.watermark_ms
         ):
@@ -142,9 +149,9 @@ class EventTimeOrder:
             if ready.all():
                 due.append(wait)
                 continue
-            due.append(wait._replace(block=wait.block.take(ready), times=wait.times[ready]))
+            due.append(wait._replace(rows=wait.rows.take(ready), times=wait.times[ready]))
             later = wait.times[~ready]
-            rest.append(wait._replace(oldest_ms=int(later.min()), block=wait.block.take(~ready), times=later))
+            rest.append(wait._replace(oldest_ms=int(later.min()), rows=wait.rows.take(~ready), times=later))
         for wait in rest:
             heappush(self._waiting, wait)
         if due:
@@ -165,24 +172,25 @@ class EventTimeOrder:
         rows = [p.rows for p in parts if p.rows is not None]
         labels = [p.labels for p in parts if p.labels is not None]
         kinds = np.concatenate([p.kinds for p in parts]) if parts else np.empty(0, np.bool_)
-        return Merged(Block.concat(rows) if rows else None, Block.concat(labels) if labels else None, kinds)
+        return Merged(_joined(rows), _joined(labels), kinds)
 
 
 def _sorted(parts: list[_Wait]) -> Merged:
-    rows = [part.block for part in parts if not part.is_label]
-    labels = [part.block for part in parts if part.is_label]
-    row_block = _by_time(Block.concat(rows), "event_time") if rows else None
-    label_block = _by_time(Block.concat(labels), "label_time") if labels else None
-    row_times = row_block.columns["event_time"] if row_block is not None else np.empty(0, np.int64)
-    label_times = label_block.columns["label_time"] if label_block is not None else np.empty(0, np.int64)
+    rows = _by_time([part.rows for part in parts if not part.is_label], "event_time")
+    labels = _by_time([part.rows for part in parts if part.is_label], "label_time")
+    row_times = rows.integers("event_time") if rows is not None else np.empty(0, np.int64)
+    label_times = labels.integers("label_time") if labels is not None else np.empty(0, np.int64)
     kinds = np.zeros(len(row_times) + len(label_times), np.bool_)
     kinds[np.searchsorted(row_times, label_times, side="left") + np.arange(len(label_times))] = True
-    return Merged(row_block, label_block, kinds)
+    return Merged(rows, labels, kinds)
 
 
-def _by_time(block: Block, field: str) -> Block:
-    times = block.columns[field].astype(np.int64, copy=False)
-    if len(times) < 2 or bool(np.all(times[1:] > times[:-1])):
-        return block
-    keys = block.ids["transaction_id"].keys()
-    return block.take(np.lexsort((keys[:, 1], keys[:, 0], times)))
+def _by_time(parts: list[Rows], field: str) -> Rows | None:
+    if not parts:
+        return None
+    rows = Rows.concat(parts)
+    times = rows.integers(field)
+    if len(rows) < 2 or bool(np.all(times[1:] > times[:-1])):
+        return rows
+    keys = rows.block("", 0, 0, ("transaction_id",)).ids["transaction_id"].keys()
+    return rows.take(np.lexsort((keys[:, 1], keys[:, 0], times)))

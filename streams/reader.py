@@ -8,7 +8,6 @@ Offsets are committed by `_commit`, and only there; its docstring is the protoco
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import threading
 import time
@@ -37,7 +36,7 @@ class ReaderSettings:
     batch_bytes: int = 2 * 1024 * 1024
     #: a batch follows another after so long at the least: under a trickle of records a batch costs more than its
     #: records, so gathering for a moment lowers latency; the first record of a quiet log never waits
-    gather_s: float = 0.004
+    gather_s: float = 0.003
     #: batches of one partition between the consumer and its stage
     in_flight: int = 4
     #: no batch done for so long, with one in flight, ends the worker (Kafka's max.poll.interval.ms)
@@ -150,6 +149,7 @@ class BlockReader(threading.Thread):
         self._assigned_at: float | None = None
         self._progress_at = time.monotonic()
         self._commit_at = time.monotonic()
+        self._commit_pending = False
         self._accepted_at = 0.0
         self._ends_at = time.monotonic()
         #: CPU seconds of this thread so far: polls, commits and what is between
@@ -157,29 +157,30 @@ class BlockReader(threading.Thread):
 
     # -- called on the event loop --
 
-    async def begin(self, batch: RecordBatch) -> bool:
-        """Before a batch is processed; False when it is stale and must be thrown away. Waits out a commit."""
-        while True:
-            with self._cond:
-                if self._is_stale(batch):
-                    return False
-                if not self._gate_closed:
-                    self._busy += 1
-                    self._partitions[batch.tp].begun = 1
-                    return True
-            await asyncio.sleep(0.0005)
-
-    def done(self, batch: RecordBatch) -> None:
-        """The batch's effects are in the state and its outputs are in the producer."""
+    def begin(self, batches: Sequence[RecordBatch]) -> list[RecordBatch] | None:
+        """Before batches are processed: those to process (a stale one must be thrown away); None while a commit waits
+        for what was begun before."""
         with self._cond:
-            self._busy -= 1
+            if self._gate_closed:
+                return None
+            fresh = [batch for batch in batches if not self._is_stale(batch)]
+            for batch in fresh:
+                self._partitions[batch.tp].begun = 1
+            self._busy += len(fresh)
+            return fresh
+
+    def done(self, batches: Sequence[RecordBatch]) -> None:
+        """The batches' effects are in the state and their outputs are in the producer."""
+        with self._cond:
+            self._busy -= len(batches)
             self._progress_at = time.monotonic()
-            if not self._is_stale(batch):
-                partition = self._partitions[batch.tp]
-                head = partition.in_flight.popleft()
-                assert head is batch, "batches of a partition are done in the order in which they were handed out"
-                partition.begun = 0
-                partition.next_done = batch.next_offset
+            for batch in batches:
+                if not self._is_stale(batch):
+                    partition = self._partitions[batch.tp]
+                    head = partition.in_flight.popleft()
+                    assert head is batch, "batches of a partition are done in the order in which they were handed out"
+                    partition.begun = 0
+                    partition.next_done = batch.next_offset
             self._cond.notify_all()
 
     def waiting(self) -> None:
@@ -272,7 +273,7 @@ class BlockReader(threading.Thread):
         self._note_ends(consumer)
         self._note_recovered(consumer)
         if time.monotonic() - self._commit_at >= self._settings.commit_interval_s:
-            self._commit(flush_s=1.0)
+            self._commit(flush_s=1.0, wait=False)
         self._watch_for_stall()
         self.cpu_s = time.thread_time()
 
@@ -375,18 +376,21 @@ class BlockReader(threading.Thread):
             self._was_ready = True
             self._host.ready()
 
-    def _commit(self, flush_s: float, only: Sequence[TP] | None = None) -> bool:
-        """Commits what is done. Returns whether everything done is committed.
+    def _commit(self, flush_s: float, only: Sequence[TP] | None = None, *, wait: bool = True) -> bool:
+        """Commits what is done. Returns whether everything done is committed, or without ``wait`` on its way.
 
         1. Close the gate: no stage begins a batch; wait until none is inside one.
         2. Flush the producer: every output of every batch done so far is acknowledged by the brokers.
            If that takes too long (broker away, queue full), open the gate and try again next time.
         3. Read the offsets of what is done, while the gate is still closed.
         4. Open the gate: stages go on while the commit is on its way.
-        5. Commit the offsets. If the group has moved on, keep nothing: the partitions' new owner replays.
+        5. Commit the offsets, without ``wait`` while polling goes on. If the group has moved on, keep nothing: the
+           partitions' new owner replays.
 
         A crash between 2 and 5 sends outputs again after the restart (same bytes, same source), never fewer.
         """
+        if self._commit_pending and not wait:
+            return False
         if not self._to_commit(only):
             self._commit_at = time.monotonic()
             return True
@@ -403,18 +407,28 @@ class BlockReader(threading.Thread):
             self._gate_closed = False
             self._commit_at = time.monotonic()
         try:
+            if not wait:
+                self._commit_pending = True
+                self._consumer.commit(offsets, lambda error: self._on_committed(offsets, error))
+                return True
             self._consumer.commit(offsets)
-        except CommitFailed as exc:
-            logger.warning("commit refused, the partitions have moved on: %s", exc)
+        except (CommitFailed, LogUnavailable) as exc:
+            self._on_committed(offsets, exc)
             return False
-        except LogUnavailable as exc:  # outputs are safe, the offsets go with the next commit
-            logger.warning("commit not possible now (%s); trying again", exc)
-            return False
+        self._on_committed(offsets, None)
+        return True
+
+    def _on_committed(self, offsets: Mapping[TP, int], error: Exception | None) -> None:
+        self._commit_pending = False
+        if error is not None:
+            moved = isinstance(error, CommitFailed)
+            # outputs are safe: where the partitions are still ours the offsets go with the next commit
+            logger.warning("commit refused, %s: %s", "the partitions have moved on" if moved else "trying again", error)
+            return
         with self._cond:
             for tp, offset in offsets.items():
                 if tp in self._partitions:
-                    self._partitions[tp].committed = offset
-        return True
+                    self._partitions[tp].committed = max(self._partitions[tp].committed, offset)
 
     def _flushed(self, flush_s: float) -> bool:
         try:

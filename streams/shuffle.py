@@ -1,11 +1,10 @@
-"""Rows -> one Arrow IPC message per target partition, and back; and dropping rows that were sent twice.
+"""Rows -> one message per target partition, and back; and dropping rows that were sent twice.
 
-A message is an Arrow stream (schema, one record batch, end mark) that any Arrow reader takes, and a trailer of 24
-bytes: next_offset and watermark (int64, little endian, least value = none) and the xxh3-64 of all before it. The
-schema's metadata says what it is: format version, kind and source; it is the same bytes for all blocks of a source
-partition, so that both sides look it up instead of building and parsing it. Columns:
-``offset``, ``timestamp``, then ``id:NAME`` (int64 or text), ``json:NAME`` (ids of both kinds, each as JSON text),
-``f8:``, ``i8:`` and ``b1:NAME`` (float64, int64, bool) and ``extra`` (JSON text or null).
+A message: 4 bytes of mark, format version and length of the head (uint16 each); the head, JSON padded to a multiple
+of 8 bytes: kind, source, names of words and texts; then int64 each next_offset, watermark (least value = none), number
+of rows, bytes of the texts; the words of `streams.rows`, column after column; the texts in msgpack; and the xxh3-64 of
+all before it. Little endian. The head is the same for all blocks of a source partition, so that both sides look it up
+instead of building and parsing it. (An Arrow stream was here before: for one row it took six times as long.)
 """
 
 from __future__ import annotations
@@ -13,16 +12,17 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple, get_args
 
 import msgspec
 import numpy as np
-import pyarrow as pa
 import xxhash
 from numba import njit
 
-from features.block import Block, Ids, IntArray
+from features.block import Block, IntArray
 from streams.errors import FatalError, HeadraceError
+from streams.rows import FIRST_WORDS, NO_ROWS, Layout, Rows
 
 __all__ = ["FORMAT_VERSION", "TO_ALL", "MessageKind", "ShuffleError", "Shuffled", "Source", "SourcePositions"]
 __all__ += ["pack", "unpack"]
@@ -36,29 +36,17 @@ MessageKind = Literal["rows", "labels", "watermark", "idle"]
 _KINDS = get_args(MessageKind)
 _WITH_ROWS = ("rows", "labels")
 
-_END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
-_TRAILER = struct.Struct("<qq")
+_MARK = b"HRsh"
+_PREFIX = struct.Struct("<4sHH")
+_FIXED = struct.Struct("<qqqq")
 _NO_WATERMARK = -(2**63)
 _CHECKSUM_BYTES = 8
-_BEHIND_BATCH_BYTES = len(_END_OF_STREAM) + _TRAILER.size + _CHECKSUM_BYTES
+_ALIGNED = 8
 #: heads kept by each side: source partitions times sets of columns
 _HEADS_MAX = 1024
-#: by the dtype itself: to ask a dtype's name takes 2 us
-_PREFIX_OF_DTYPE = {np.dtype(np.float64): "f8:", np.dtype(np.int64): "i8:", np.dtype(np.bool_): "b1:"}
-_ARROW_TYPES = {"f8:": pa.float64(), "i8:": pa.int64(), "b1:": pa.bool_(), "json:": pa.string()}
-#: by the part of a column's name up to the colon
-_TYPES_READ = {
-    "offset": ("int64",),
-    "timestamp": ("int64",),
-    "id:": ("int64", "string"),
-    "json:": ("string",),
-    "f8:": ("double",),
-    "i8:": ("int64",),
-    "b1:": ("bool",),
-    "extra": ("string",),
-}
-_WRITE_ID = msgspec.json.Encoder().encode
-_READ_ID = msgspec.json.Decoder(int | str).decode
+_PREFIXES = ("id:", "f8:", "i8:", "b1:")
+_WRITE_TEXTS = msgspec.msgpack.Encoder().encode
+_READ_TEXTS = msgspec.msgpack.Decoder(list[list[Any]]).decode
 
 
 class ShuffleError(HeadraceError):
@@ -75,13 +63,19 @@ class Source(NamedTuple):
 
 @dataclass(slots=True)
 class Shuffled:
-    """A message read back: the rows of ``block`` carry the source's offsets and timestamps, ``block.next_offset``
-    is the source block's, and topic and partition are the source's."""
+    """A message read back: the rows carry the source's offsets and timestamps, ``next_offset`` is the source
+    block's."""
 
     kind: MessageKind
     source: Source
-    block: Block
+    rows: Rows
+    next_offset: int
     watermark_ms: int | None
+
+    @property
+    def block(self) -> Block:
+        """The rows as a block of the source."""
+        return self.rows.block(self.source.topic, self.source.partition, self.next_offset)
 
 
 # --- writing ---
@@ -103,37 +97,55 @@ def pack(
     rows of a source only in rising order of offsets. ``watermark`` and ``idle`` go to all partitions, without rows.
     ValueError: a target out of range or a column of another type than float64, int64, bool.
     """
-    trailer = _TRAILER.pack(block.next_offset, _NO_WATERMARK if watermark_ms is None else watermark_ms)
     n = len(block)
     if kind not in _WITH_ROWS:
-        message = _sealed(_head(kind, source, (), ())[1], None, trailer)
+        message = _message(kind, source, NO_ROWS, block.next_offset, watermark_ms)
         return [(p, message) for p in range(n_partitions)]
     if n == 0:
         return []
+    rows = Rows.of(block)
     if partitions is None:
-        head, batch = _batch(kind, source, block, None)
-        message = _sealed(head, batch, trailer)
+        message = _message(kind, source, rows, block.next_offset, watermark_ms)
         return [(p, message) for p in range(n_partitions)]
     if len(partitions) != n or partitions.min() < TO_ALL or partitions.max() >= n_partitions:
         raise ValueError(f"partitions: {n} targets from {TO_ALL} to {n_partitions - 1} expected, one per row")
     if n == 1 and partitions[0] != TO_ALL:
-        head, batch = _batch(kind, source, block, None)
-        return [(int(partitions[0]), _sealed(head, batch, trailer))]
+        return [(int(partitions[0]), _message(kind, source, rows, block.next_offset, watermark_ms))]
     order, starts = _by_target(partitions, n_partitions)
-    head, batch = _batch(kind, source, block, order)
+    rows = rows.take(order)
     bounds: list[int] = starts.tolist()
     return [
-        (p, _sealed(head, batch.slice(bounds[p], bounds[p + 1] - bounds[p]), trailer))
-        for p in range(n_partitions)
-        if bounds[p + 1] > bounds[p]
+        (p, _message(kind, source, rows.part(start, stop), block.next_offset, watermark_ms))
+        for p, (start, stop) in enumerate(pairwise(bounds))
+        if stop > start
     ]
 
 
-def _sealed(head: bytes, batch: pa.RecordBatch | None, trailer: bytes) -> bytes:
-    """The stream of this schema and batch, its trailer and their checksum."""
-    body = b"" if batch is None else batch.serialize()
-    stream = b"".join((head, body, _END_OF_STREAM, trailer))
-    return stream + xxhash.xxh3_64_digest(stream)
+def _message(kind: str, source: Source, rows: Rows, next_offset: int, watermark_ms: int | None) -> bytes:
+    texts = _WRITE_TEXTS(rows.texts) if rows.texts else b""
+    watermark = _NO_WATERMARK if watermark_ms is None else watermark_ms
+    fixed = _FIXED.pack(next_offset, watermark, len(rows), len(texts))
+    message = b"".join((_head(kind, source, rows.layout), fixed, rows.words.tobytes(), texts))
+    return message + xxhash.xxh3_64_digest(message)
+
+
+@lru_cache(maxsize=_HEADS_MAX)
+def _head(kind: str, source: Source, layout: Layout) -> bytes:
+    """Mark, version and head."""
+    text = msgspec.json.encode(_HeadText(kind, *source, *layout))
+    text += b" " * (-len(text) % _ALIGNED)
+    return _PREFIX.pack(_MARK, FORMAT_VERSION, len(text)) + text
+
+
+class _HeadText(msgspec.Struct, array_like=True):
+    """The head as JSON: an array of these."""
+
+    kind: str
+    topic: str
+    topic_id: str
+    partition: int
+    words: tuple[str, ...]
+    texts: tuple[str, ...]
 
 
 def _by_target(partitions: IntArray, n_partitions: int) -> tuple[IntArray, IntArray]:
@@ -170,164 +182,79 @@ def _sort_by_target(partitions: IntArray, n_partitions: int, order: IntArray, st
             counts[p] += 1
 
 
-def _batch(kind: str, source: Source, block: Block, order: IntArray | None) -> tuple[bytes, pa.RecordBatch]:
-    """The head of the message and the block's columns as a record batch, rows by ``order``."""
-    names = ["offset", "timestamp"]
-    columns: list[Any] = [block.offsets, block.timestamps]
-    texts: list[tuple[str, Any]] = []
-    for name, ids in block.ids.items():
-        if ids.ints is not None:
-            names.append(f"id:{name}")
-            columns.append(ids.ints)
-        else:
-            texts.append(_id_texts(name, ids.to_list()))
-    for name, column in block.columns.items():
-        prefix = _PREFIX_OF_DTYPE.get(column.dtype)
-        if prefix is None:
-            raise ValueError(f"column {name}: dtype {column.dtype} cannot be sent; use float64, int64 or bool")
-        names.append(prefix + name)
-        columns.append(column)
-    if block.extra is not None:
-        texts.append(("extra", pa.array(block.extra, pa.string())))
-    arrays = [pa.array(column if order is None else column[order]) for column in columns]
-    if texts:
-        index = None if order is None else pa.array(order)
-        arrays += [array if index is None else array.take(index) for _, array in texts]
-    schema, head = _head(kind, source, tuple(names), tuple(name for name, _ in texts))
-    return head, pa.RecordBatch.from_arrays(arrays, schema=schema)
-
-
-def _id_texts(name: str, values: list[int | str]) -> tuple[str, Any]:
-    if all(type(v) is str for v in values):
-        return f"id:{name}", pa.array(values, pa.string())
-    return f"json:{name}", pa.array(list(map(_WRITE_ID, values)), pa.string())
-
-
-@lru_cache(maxsize=_HEADS_MAX)
-def _head(kind: str, source: Source, numeric: tuple[str, ...], texts: tuple[str, ...]) -> tuple[pa.Schema, bytes]:
-    """The schema with its metadata, and its bytes."""
-    fields = []
-    for name in numeric:
-        prefix = name[: name.index(":") + 1] if ":" in name else ""
-        fields.append(pa.field(name, _ARROW_TYPES.get(prefix, pa.int64()), nullable=False))
-    fields += [pa.field(name, pa.string(), nullable=name == "extra") for name in texts]
-    metadata = {
-        b"headrace.version": b"%d" % FORMAT_VERSION,
-        b"kind": kind.encode(),
-        b"topic": source.topic.encode(),
-        b"topic_id": source.topic_id.encode(),
-        b"partition": b"%d" % source.partition,
-    }
-    schema = pa.schema(fields, metadata)
-    return schema, schema.serialize().to_pybytes()
-
-
 # --- reading ---
 
 
 def unpack(value: bytes | None) -> Shuffled:
-    """The message of `pack`. Arrays are the caller's own and writable. ShuffleError: it cannot be read."""
+    """The message of `pack`. ShuffleError: it cannot be read. The rows' memory may be the message's, not writable."""
     if value is None or len(value) < _SHORTEST_BYTES:
         raise ShuffleError(f"shuffle message of {len(value or b'')} bytes: not one of headrace's; {_REMEDY}")
     if xxhash.xxh3_64_digest(memoryview(value)[:-_CHECKSUM_BYTES]) != value[-_CHECKSUM_BYTES:]:
         raise ShuffleError(f"shuffle message of {len(value)} bytes: its checksum differs, it is damaged; {_REMEDY}")
     try:
-        # an Arrow stream begins with a mark of 4 bytes, the length of the schema (4 bytes) and the schema
-        head_bytes = 8 + int.from_bytes(value[4:8], "little")
-        head = _read_head(value[:head_bytes])
-        if value[-_BEHIND_BATCH_BYTES:][: len(_END_OF_STREAM)] != _END_OF_STREAM:
-            raise ValueError("no end mark before the trailer")
-        next_offset, watermark_ms = _TRAILER.unpack_from(value, len(value) - _CHECKSUM_BYTES - _TRAILER.size)
-        if head.kind in _WITH_ROWS:
-            body = pa.py_buffer(value).slice(head_bytes, len(value) - head_bytes - _BEHIND_BATCH_BYTES)
-            block = _block(head, next_offset, pa.ipc.read_record_batch(body, head.schema))
-        else:
-            empty = np.empty(0, np.int64)
-            block = Block(head.source.topic, head.source.partition, next_offset, empty, empty.copy())
-        return Shuffled(head.kind, head.source, block, None if watermark_ms == _NO_WATERMARK else watermark_ms)
+        head_stop = _PREFIX.size + int.from_bytes(value[_PREFIX.size - 2 : _PREFIX.size], "little")
+        kind, source, layout = _read_head(value[:head_stop])
+        next_offset, watermark, n, texts_bytes = _FIXED.unpack_from(value, head_stop)
+        start = head_stop + _FIXED.size
+        width = len(layout.words)
+        stop = start + 8 * width * n
+        if stop + texts_bytes + _CHECKSUM_BYTES != len(value) or n < 0 or texts_bytes < 0:
+            raise ValueError(f"{n} rows of {width} words and {texts_bytes} bytes of texts are another length")
+        words = np.frombuffer(value, np.int64, width * n, start).reshape(width, n)
+        if kind in _WITH_ROWS:
+            if n == 0:
+                raise ValueError("no rows")
+            if words[0, 0] < 0 or (n > 1 and not _rising(words[0])):
+                raise ValueError("offsets do not rise")
+        texts = _texts(layout, n, value[stop:-_CHECKSUM_BYTES]) if layout.texts else []
+        watermark_ms = None if watermark == _NO_WATERMARK else watermark
+        return Shuffled(kind, source, Rows(layout, words, texts), next_offset, watermark_ms)
     except ShuffleError:
         raise
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, EOFError, msgspec.MsgspecError) as error:
+    except (ValueError, TypeError, struct.error, RecursionError, msgspec.MsgspecError) as error:
         raise ShuffleError(f"shuffle message of {len(value)} bytes: {error!r}; {_REMEDY}") from error
 
 
 _REMEDY = "make sure that only headrace writes to its shuffle topics"
-_SHORTEST_BYTES = 8 + _BEHIND_BATCH_BYTES
-
-
-class _Head(NamedTuple):
-    """What all messages of one source partition have in common: positions of the columns that are read as one int64
-    or float64 matrix, and of the others; what each column is."""
-
-    kind: Any
-    source: Source
-    schema: pa.Schema
-    ints: list[int]
-    floats: list[int]
-    others: list[int]
-    names: list[tuple[int, str, str]]
+_SHORTEST_BYTES = _PREFIX.size + _FIXED.size + _CHECKSUM_BYTES
 
 
 @lru_cache(maxsize=_HEADS_MAX)
-def _read_head(data: bytes) -> _Head:
-    schema = pa.ipc.read_schema(pa.py_buffer(data))
-    metadata: dict[bytes, bytes] = schema.metadata or {}
-    version = int(metadata[b"headrace.version"])
+def _read_head(data: bytes) -> tuple[Any, Source, Layout]:
+    mark, version, length = _PREFIX.unpack_from(data)
+    if mark != _MARK:
+        raise ValueError("it does not begin with headrace's mark")
     if version > FORMAT_VERSION:
         raise ShuffleError(
             f"shuffle message of format {version}: this worker reads up to {FORMAT_VERSION}; upgrade every worker of "
             "the group before one of them writes the new format"
         )
-    kind = metadata[b"kind"].decode()
-    if kind not in _KINDS:
-        raise ValueError(f"kind {kind} is none of {', '.join(_KINDS)}")
-    source = Source(metadata[b"topic"].decode(), metadata[b"topic_id"].decode(), int(metadata[b"partition"]))
-    if kind in _WITH_ROWS and (
-        schema.names[:2] != ["offset", "timestamp"] or len(set(schema.names)) < len(schema.names)
-    ):
-        raise ValueError(f"columns are {', '.join(schema.names)}; offset, timestamp and others, each once, expected")
-    places: dict[str, list[int]] = {"int64": [], "double": [], "": []}
-    names = []
-    for i, field in enumerate(schema):
-        prefix, colon, name = field.name.partition(":")
-        if str(field.type) not in _TYPES_READ.get(prefix + colon, ()):
-            raise ValueError(f"column {field.name} has type {field.type}")
-        places[str(field.type) if str(field.type) in places else ""].append(i)
-        if i > 1:
-            names.append((i, prefix, name))
-    return _Head(kind, source, schema, places["int64"], places["double"], places[""], names)
+    if length % _ALIGNED:
+        raise ValueError(f"a head of {length} bytes")
+    head = msgspec.json.decode(data[_PREFIX.size :], type=_HeadText)
+    if head.kind not in _KINDS:
+        raise ValueError(f"kind {head.kind} is none of {', '.join(_KINDS)}")
+    names = (*head.words, *head.texts)
+    if head.words[: len(FIRST_WORDS)] != FIRST_WORDS or len(set(names)) < len(names):
+        raise ValueError(f"columns are {', '.join(names)}; {', '.join(FIRST_WORDS)} and others, each once, expected")
+    for word in head.words[len(FIRST_WORDS) :]:
+        if not word.startswith(_PREFIXES):
+            raise ValueError(f"column {word} is of no known type")
+    for text in head.texts:
+        if text != "extra" and not text.startswith("id:"):
+            raise ValueError(f"text {text} is of no known type")
+    return head.kind, Source(head.topic, head.topic_id, head.partition), Layout(head.words, head.texts)
 
 
-def _block(head: _Head, next_offset: int, batch: pa.RecordBatch) -> Block:
-    """The batch's columns as a block, in their order."""
-    batch.validate(full=True)
-    if batch.num_rows == 0:
-        raise ValueError("no rows")
-    values: dict[int, Any] = {}
-    for places in (head.ints, head.floats):
-        if places:
-            # one copy for all columns of a type: a fifth of the time of one by one on short messages
-            matrix = batch.select(places).to_tensor(row_major=False).to_numpy()
-            values.update(zip(places, matrix.T, strict=True))
-    for place in head.others:
-        values[place] = column = batch.column(place)
-        if column.null_count and head.schema.names[place] != "extra":
-            raise ValueError(f"column {head.schema.names[place]} has nulls")
-    block = Block(head.source.topic, head.source.partition, next_offset, values[0], values[1])
-    if not _rising(block.offsets):
-        raise ValueError("offsets do not rise")
-    for place, prefix, name in head.names:
-        column = values[place]
-        if prefix == "id":
-            of_ints = isinstance(column, np.ndarray)
-            block.ids[name] = Ids(ints=column) if of_ints else Ids(mixed=column.to_pylist())
-        elif prefix == "json":
-            block.ids[name] = Ids(mixed=list(map(_READ_ID, column.to_pylist())))
-        elif prefix == "extra":
-            block.extra = column.cast(pa.binary()).to_pylist()
-        else:
-            block.columns[name] = column.to_numpy(zero_copy_only=False) if prefix == "b1" else column
-    return block
+def _texts(layout: Layout, n: int, data: bytes) -> list[list[Any]]:
+    texts = _READ_TEXTS(data)
+    if len(texts) != len(layout.texts):
+        raise ValueError(f"{len(texts)} texts for {', '.join(layout.texts)}")
+    for name, text in zip(layout.texts, texts, strict=True):
+        wanted: set[type] = {bytes, type(None)} if name == "extra" else {int, str}
+        if len(text) != n or not set(map(type, text)) <= wanted:
+            raise ValueError(f"text {name}: {n} of {' or '.join(sorted(t.__name__ for t in wanted))} expected")
+    return texts
 
 
 @njit(cache=True)

@@ -15,7 +15,7 @@ from streams.topics import DEAD_LETTERS
 __all__ = ["Meters", "dead_letters", "fresh_part"]
 
 
-#: for a batch of so many bytes the CPU clock, which is a system call, costs little beside what it measures
+#: for batches of so many bytes the CPU clock, which is a system call, costs little beside what it measures
 _CPU_CLOCK_BYTES = 8_192
 
 
@@ -42,12 +42,12 @@ class Meters:
     counts: Counter[str] = field(default_factory=Counter)
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
-    def part(self, name: str, batch: RecordBatch) -> _Part:
-        """``with`` it, the seconds spent inside are added to part ``name``.
+    def part(self, name: str, nbytes: int) -> _Part:
+        """``with`` it, the seconds spent inside, on batches of so many bytes, are added to part ``name``.
 
-        CPU seconds of this thread, so that waiting for others does not count; for a small batch seconds by the clock.
+        CPU seconds of this thread, so that waiting for others does not count; for few bytes seconds by the clock.
         """
-        clock = time.thread_time if batch.nbytes >= _CPU_CLOCK_BYTES else time.perf_counter
+        clock = time.thread_time if nbytes >= _CPU_CLOCK_BYTES else time.perf_counter
         return _Part(self.seconds, name, clock)
 
 

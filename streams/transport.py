@@ -1,9 +1,10 @@
-"""The Faust transport whose messages are batches of records: an entry point in ``faust.transports``.
+"""The Faust transport whose messages are runs of batches of records: an entry point in ``faust.transports``.
 
 Faust is told one assignment, once: all partitions of the subscribed topics, with a constant generation. What
 really is assigned, and all of subscribe, assign, revoke, seek and commit, is `streams.reader`'s business: Faust's
 own rebalance stops every partition, clears its queues and seeks back while the state is ahead. What Faust sees
-is one message per batch; its offset is a counter of batches, Kafka's offsets are inside. Acks are off.
+is one message per run of batches of a topic, as one poll brought them; its offset is a counter, Kafka's offsets are
+inside the batches. Acks are off.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class BlockApp(faust.App):
 
 
 class BlockSchema(faust.Schema[Any, Any]):
-    """Hands an agent the batch itself as the event's value."""
+    """Hands an agent the batches themselves as the event's value: a list, at most one batch per partition."""
 
     def compile(self, app: Any, **kwargs: Any) -> Callable[..., Awaitable[Any]]:
         create_event = app.create_event
@@ -51,18 +52,18 @@ class BlockSchema(faust.Schema[Any, Any]):
 
 
 class BlockConsumer(base.Consumer):
-    """Faust's view of the reader: batches that were delivered, in order."""
+    """Faust's view of the reader: runs of batches that were delivered, in order."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._waiting: deque[RecordBatch] = deque()
+        self._waiting: deque[list[RecordBatch]] = deque()
         self._arrived = asyncio.Event()
         self._everything: set[FaustTP] = set()
         self._counter = itertools.count(1)
 
-    def deliver(self, batches: Iterable[RecordBatch]) -> None:
-        """Queues batches for the agents. On the event loop's thread."""
-        self._waiting.extend(batches)
+    def deliver(self, runs: Iterable[list[RecordBatch]]) -> None:
+        """Queues runs for the agents, each of batches of one topic. On the event loop's thread."""
+        self._waiting.extend(runs)
         self._arrived.set()
 
     async def subscribe(self, topics: Iterable[str]) -> None:
@@ -88,16 +89,17 @@ class BlockConsumer(base.Consumer):
                 return {}
         records: dict[FaustTP, list[Any]] = {}
         while self._waiting:
-            batch = self._waiting.popleft()
-            records.setdefault(FaustTP(*batch.tp), []).append(batch)
+            run = self._waiting.popleft()
+            # one partition for all of a topic: Faust gives partitions turns, and a run must not overtake another
+            records.setdefault(FaustTP(run[0].tp.topic, 0), []).append(run)
         return records
 
-    def _to_message(self, tp: FaustTP, record: RecordBatch) -> ConsumerMessage:
+    def _to_message(self, tp: FaustTP, record: list[RecordBatch]) -> ConsumerMessage:
         return ConsumerMessage(
             topic=tp.topic,
             partition=tp.partition,
             offset=next(self._counter),
-            timestamp=record.timestamps[0] / 1000 if record.timestamps else time.time(),
+            timestamp=record[0].timestamps[0] / 1000 if record[0].timestamps else time.time(),
             timestamp_type=0,
             headers={},
             key=None,

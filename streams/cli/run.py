@@ -7,6 +7,8 @@ import asyncio
 import gc
 import logging
 import signal
+from collections.abc import Coroutine
+from typing import Any
 
 from streams.cli.options import add_bootstrap, add_config, add_json, print_json
 
@@ -62,9 +64,18 @@ def run(args: argparse.Namespace) -> int:
         loop.add_signal_handler(signal.SIGUSR1, report)
         return await worker.run()
 
-    code = asyncio.run(main())
+    code = _run(main())
     report()
     return code
+
+
+def _run(main: Coroutine[Any, Any, int]) -> int:
+    """On uvloop where it is: what Faust does for each message then costs a third less."""
+    try:
+        import uvloop
+    except ImportError:  # Windows
+        return asyncio.run(main)
+    return uvloop.run(main)
 
 
 def spare_the_collector() -> None:

@@ -6,18 +6,26 @@ offline runs (`streams.offline`) call the same `process`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from features.block import Block, BoolArray, FloatArray, IntArray
+from features.block import Block, BoolArray, FloatArray, Ids, IntArray
 from features.declare import FeatureSet
 from features.engine import Dedupe, EntityWindows, LabelledWindows, row_features
 from streams.partitioner import partitions_of
 from streams.shuffle import TO_ALL
 
-__all__ = ["CardRows", "CardStage", "StageSettings", "TerminalStage", "empty_rows", "label_targets", "late_by_ms"]
+__all__ = [
+    "CardRows",
+    "CardStage",
+    "StageSettings",
+    "TerminalStage",
+    "Vectors",
+    "empty_rows",
+    "label_targets",
+    "late_by_ms",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +41,7 @@ class StageSettings:
 @dataclass(slots=True)
 class CardRows:
     """What the card stage makes of a block: ``block`` has the rows that go on, with the card features and ``late``
-    as columns; ``lateness_ms`` (rows,) is how far each is behind the newest event, 0 or more."""
+    as columns; ``lateness_ms`` (rows,) is how far each is behind the newest event, all 0 where none is late."""
 
     block: Block
     duplicates: int
@@ -58,8 +66,9 @@ class CardStage:
         repeated = self._seen.process(block.ids["transaction_id"].keys(), block.event_time_ms)
         duplicates = int(np.count_nonzero(repeated))
         rows = block.take(~repeated) if duplicates else block
-        lateness = late_by_ms(rows.event_time_ms, self._windows.stream_time_ms)
+        stream_time_ms = self._windows.stream_time_ms
         matrix, late = self._windows.process(rows)
+        lateness = late_by_ms(rows.event_time_ms, stream_time_ms) if late.any() else np.zeros(len(rows), np.int64)
         columns = {name: matrix[:, j] for j, name in enumerate(self._windows.names)}
         out = Block(
             topic=rows.topic,
@@ -97,14 +106,10 @@ class TerminalStage:
     """Windows by terminal with delayed risk, and the whole feature matrix."""
 
     def __init__(self, settings: StageSettings) -> None:
-        features = settings.features
-        mine = features.for_entity("terminal_id")
-        self._features = features
-        self._windows = LabelledWindows(mine, allowed_lateness_ms=settings.allowed_lateness_ms)
-        self._mine = features.positions(mine)
-        self._of_row = features.positions(features.row_features)
-        self._of_card = list(zip(features.positions(features.for_entity("card_id")),
-                                 [f.name for f in features.for_entity("card_id")], strict=True))  # fmt: skip
+        self._windows = LabelledWindows(
+            settings.features.for_entity("terminal_id"), allowed_lateness_ms=settings.allowed_lateness_ms
+        )
+        self.vectors = Vectors(settings.features)
 
     @property
     def label_counts(self) -> dict[str, int]:
@@ -116,37 +121,47 @@ class TerminalStage:
             "labels_unknown": w.labels_unknown,
         }
 
-    def process(self, rows: Block, labels: Block | None, kinds: BoolArray | None) -> tuple[FloatArray, BoolArray]:
-        """(n, d) float64 features in the set's order and the late mask; labels become part of the state.
+    @property
+    def reads(self) -> frozenset[str]:
+        """Ids and columns of the rows that `windows` looks at."""
+        return frozenset({"transaction_id", "event_time", self._windows.entity, *self._windows.fields})
+
+    def windows(self, rows: Block, labels: Block | None, kinds: BoolArray | None) -> tuple[FloatArray, BoolArray]:
+        """(n, k) features by terminal and the late mask; labels become part of the state.
 
         ``kinds`` is the order of rows and labels in the log, True = the next label.
         """
-        matrix, late = self._windows.process(rows, labels, kinds)
-        out = np.empty((len(rows), len(self._features)), np.float64)
-        out[:, self._mine] = matrix
-        out[:, self._of_row] = row_features(self._features.row_features, rows)
+        return self._windows.process(rows, labels, kinds)
+
+    def process(self, rows: Block, labels: Block | None, kinds: BoolArray | None) -> tuple[FloatArray, BoolArray]:
+        """`windows`, then `Vectors.of` them: (n, d) float64 features in the set's order, and the late mask."""
+        return self.vectors.of(rows, *self.windows(rows, labels, kinds))
+
+
+class Vectors:
+    """Puts the features of a row together: those of the row alone, by card (columns of the row), by terminal."""
+
+    def __init__(self, features: FeatureSet) -> None:
+        by_card = features.for_entity("card_id")
+        self._row_features = features.row_features
+        self._of_row = features.positions(features.row_features)
+        self._of_card = list(zip(features.positions(by_card), [f.name for f in by_card], strict=True))
+        self._of_terminal = features.positions(features.for_entity("terminal_id"))
+        self._width = len(features)
+
+    def of(self, rows: Block, by_terminal: FloatArray, late: BoolArray) -> tuple[FloatArray, BoolArray]:
+        """(n, d) float64 features in the set's order, and which rows were late at either stage."""
+        out = np.empty((len(rows), self._width), np.float64)
+        out[:, self._of_terminal] = by_terminal
+        out[:, self._of_row] = row_features(self._row_features, rows)
         for position, name in self._of_card:
             out[:, position] = rows.columns[name]
         return out, late | rows.columns["late"].astype(np.bool_)
 
 
 def empty_rows(settings: StageSettings) -> Block:
-    """No rows, with the columns that `TerminalStage` reads."""
-    from features.block import Ids
-
+    """No rows, with the columns that `TerminalStage.windows` reads."""
     none = np.empty(0, np.int64)
-    numbers: Sequence[str] = [f.name for f in settings.features.for_entity("card_id")]
-    return Block(
-        topic="",
-        partition=0,
-        next_offset=0,
-        offsets=none,
-        timestamps=none,
-        ids={name: Ids(ints=none) for name in ("transaction_id", "card_id", "terminal_id")},
-        columns={
-            "event_time": none,
-            "amount": np.empty(0),
-            **{name: np.empty(0) for name in numbers},
-            "late": np.empty(0, np.bool_),
-        },
-    )
+    ids = {name: Ids(ints=none) for name in ("transaction_id", "terminal_id")}
+    fields = {f.field for f in settings.features.for_entity("terminal_id") if f.field is not None}
+    return Block("", 0, 0, none, none, ids, {"event_time": none, **{name: np.empty(0) for name in fields}})

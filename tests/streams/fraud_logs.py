@@ -76,6 +76,11 @@ def batch(
     )
 
 
+def processed(task: Any, records: RecordBatch) -> list[OutBatch]:
+    """What a task of the fraud pipeline makes of a batch."""
+    return list(task.pipeline.process([(task, records)]))
+
+
 def cut(records: Sequence[Record], at: Iterable[int]) -> list[tuple[int, Sequence[Record]]]:
     """(first, piece) of the records cut at these places."""
     places = sorted({0, len(records), *at})
@@ -136,7 +141,7 @@ class Fed:
     def feed(self, records: Sequence[Record], topic: str = TRANSACTIONS) -> None:
         first = self.inputs[topic]
         self.inputs[topic] += len(records)
-        self.logs.take(self.task(topic).process(batch(topic, records, first)), 1)
+        self.logs.take(processed(self.task(topic), batch(topic, records, first)), 1)
         self.read()
 
     def tick(self, topic: str, now_s: float, at_end: bool = True) -> None:
@@ -148,7 +153,7 @@ class Fed:
         shuffled = self.logs.records[BY_TERMINAL, 0]
         first, self._read = self._read, len(shuffled)
         if first < self._read:
-            self.logs.take(self.task(BY_TERMINAL).process(batch(BY_TERMINAL, shuffled[first:], first)), 1)
+            self.logs.take(processed(self.task(BY_TERMINAL), batch(BY_TERMINAL, shuffled[first:], first)), 1)
 
     def scores(self) -> list[dict[str, Any]]:
         return [orjson.loads(r.value or b"") for r in self.logs.of("fraud-scores")]

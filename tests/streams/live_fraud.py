@@ -44,7 +44,7 @@ class LiveFraud:
         batch = RecordBatch(
             TP(topic, 0), list(range(start, end)), [-1] * n, [None] * n, list(values), lambda i: [], end
         )
-        self._route(self._tasks[topic].process(batch))
+        self._route(self.pipeline.process([(self._tasks[topic], batch)]))
 
     def _route(self, outputs: Sequence[OutBatch]) -> None:
         for out in outputs:

@@ -183,4 +183,4 @@ def test_a_column_of_wrong_length_is_refused(name: str, column: Any) -> None:
 def test_headers_and_keys(values: list[int], topic: str) -> None:
     column = np.array(values, np.int64)
     assert decimal_keys(column) == [str(v).encode() for v in values]
-    assert source_headers(topic, 12, column) == [f"{topic}/12/{v}".encode() for v in values]
+    assert source_headers(topic, np.full(len(column), 12), column) == [f"{topic}/12/{v}".encode() for v in values]

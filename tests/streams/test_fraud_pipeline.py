@@ -25,6 +25,7 @@ from fraud_logs import (
     cut,
     label,
     make_pipeline,
+    processed,
     rows_of,
     transaction,
 )
@@ -93,7 +94,7 @@ def streams(draw: st.DrawFn, max_size: int = 14) -> list[tuple[str, Record]]:
 def process(pipeline: FraudPipeline, topic: str, records: Sequence[Record], cuts: Sequence[int], into: Logs) -> None:
     task = pipeline.task(TP(topic, 0))
     for first, piece in cut(records, cuts):
-        into.take(task.process(batch(topic, piece, first)), pipeline.partitions)
+        into.take(processed(task, batch(topic, piece, first)), pipeline.partitions)
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
@@ -138,17 +139,17 @@ def test_a_replay_sends_nothing_and_leaves_the_same_state(
         records = [r for t, r in stream if t == topic]
         at = data.draw(st.integers(0, len(records)))
         straight = make_pipeline().task(TP(topic, 0))
-        straight.process(batch(topic, records[:at]))
+        processed(straight, batch(topic, records[:at]))
         expected, got = Logs(), Logs()
-        expected.take(straight.process(batch(topic, records[at:], at)), 1)
+        expected.take(processed(straight, batch(topic, records[at:], at)), 1)
 
         restarted = make_pipeline()
         task = restarted.task(TP(topic, 0))
         for first, piece in cut(records[:at], data.draw(st.sets(st.integers(0, at)))):
-            assert task.process(batch(topic, piece, first, replay=True)) == []
+            assert processed(task, batch(topic, piece, first, replay=True)) == []
         counts = restarted.meters.counts
         assert counts["received"] == counts["dead_letters"] == counts["duplicates"] == counts["labels"] == 0
-        got.take(task.process(batch(topic, records[at:], at)), 1)
+        got.take(processed(task, batch(topic, records[at:], at)), 1)
         assert rows_of(got.of(BY_TERMINAL)) == rows_of(expected.of(BY_TERMINAL))
         assert got.of(DEAD_LETTERS) == expected.of(DEAD_LETTERS)
         assert got.of(LATE_EVENTS) == expected.of(LATE_EVENTS)
@@ -274,9 +275,9 @@ def test_rows_that_were_sent_before_are_dropped_whatever_their_blocks() -> None:
     restarted = Logs()  # from the committed offsets 2 and 1, in other blocks
     for topic, all_of_it, committed in ((TRANSACTIONS, records, 2), (LABELS, labels, 1)):
         task = again.pipeline.task(TP(topic, 0))
-        task.process(batch(topic, all_of_it[:committed], replay=True))
+        processed(task, batch(topic, all_of_it[:committed], replay=True))
         for first, piece in cut(all_of_it[committed:], [1, 5]):
-            restarted.take(task.process(batch(topic, piece, committed + first)), 1)
+            restarted.take(processed(task, batch(topic, piece, committed + first)), 1)
     again.logs.records[BY_TERMINAL, 0] += restarted.of(BY_TERMINAL)
     again.read()
     assert again.pipeline.meters.counts["resent_rows"] == 4 + 3
@@ -290,9 +291,9 @@ def test_a_score_sent_again_after_a_crash_is_the_same_bytes() -> None:
     shuffled = fed.logs.records[BY_TERMINAL, 0]
     fed.feed([transaction(i, NOW - HOUR + i) for i in range(8, 12)])
     crashed = make_pipeline().task(TP(BY_TERMINAL, 0))
-    assert crashed.process(batch(BY_TERMINAL, shuffled[:1], replay=True)) == []
+    assert processed(crashed, batch(BY_TERMINAL, shuffled[:1], replay=True)) == []
     again = Logs()
-    again.take(crashed.process(batch(BY_TERMINAL, shuffled[1:], 1)), 1)
+    again.take(processed(crashed, batch(BY_TERMINAL, shuffled[1:], 1)), 1)
     assert again.of(FRAUD_SCORES) == fed.logs.of(FRAUD_SCORES)[8:]
 
 
@@ -303,7 +304,7 @@ def test_a_source_topic_that_was_made_again_is_refused_with_a_remedy() -> None:
     remade.feed([transaction(2)])
     task = fed.task(BY_TERMINAL)
     with pytest.raises(FatalError, match=r"topic-recreated.*transactions.*new --group"):
-        task.process(batch(BY_TERMINAL, remade.logs.records[BY_TERMINAL, 0], 1))
+        processed(task, batch(BY_TERMINAL, remade.logs.records[BY_TERMINAL, 0], 1))
 
 
 def test_a_damaged_shuffle_message_is_a_dead_letter_and_the_rest_is_scored() -> None:
@@ -350,10 +351,10 @@ def test_a_bad_label_is_a_dead_letter_of_its_own_stage(value: bytes | None) -> N
 
 def test_only_bad_records_and_no_records_are_fine() -> None:
     task = make_pipeline().task(TP(TRANSACTIONS, 0))
-    [dead] = task.process(batch(TRANSACTIONS, [Record(b"{"), Record(None)]))
+    [dead] = processed(task, batch(TRANSACTIONS, [Record(b"{"), Record(None)]))
     assert len(dead) == 2
-    assert task.process(batch(TRANSACTIONS, [Record(b"{"), Record(None)])) == [], "offsets that were taken before"
-    assert task.process(batch(TRANSACTIONS, [], 2)) == []
+    assert processed(task, batch(TRANSACTIONS, [Record(b"{"), Record(None)])) == [], "offsets that were taken before"
+    assert processed(task, batch(TRANSACTIONS, [], 2)) == []
 
 
 # --- repeated, late, labels ---
@@ -392,15 +393,15 @@ def test_a_label_reaches_its_terminal_with_and_without_its_name(named: bool) -> 
     pipeline = make_pipeline(partitions=4)
     logs = Logs()
     cards = pipeline.task(TP(TRANSACTIONS, 0))
-    logs.take(cards.process(batch(TRANSACTIONS, [transaction(1, NOW - 8 * DAY, terminal="t")])), 4)
+    logs.take(processed(cards, batch(TRANSACTIONS, [transaction(1, NOW - 8 * DAY, terminal="t")])), 4)
     more = {"terminal_id": "t"} if named else {}
-    logs.take(pipeline.task(TP(LABELS, 0)).process(batch(LABELS, [label(1, NOW - DAY, **more)])), 4)
-    logs.take(cards.process(batch(TRANSACTIONS, [transaction(2, NOW, terminal="t")], 1)), 4)
+    logs.take(processed(pipeline.task(TP(LABELS, 0)), batch(LABELS, [label(1, NOW - DAY, **more)])), 4)
+    logs.take(processed(cards, batch(TRANSACTIONS, [transaction(2, NOW, terminal="t")], 1)), 4)
     assert sum(len(r) for (t, _), r in logs.records.items() if t == BY_TERMINAL) == 2 + (1 if named else 4)
     scores = []
     for target in range(4):
         shuffled = logs.records[BY_TERMINAL, target]
-        for out in pipeline.task(TP(BY_TERMINAL, target)).process(batch(BY_TERMINAL, shuffled, 0, target)):
+        for out in processed(pipeline.task(TP(BY_TERMINAL, target)), batch(BY_TERMINAL, shuffled, 0, target)):
             scores += [orjson.loads(v or b"") for v in out.values]
     assert [s["features"]["terminal_risk_7d"] for s in scores] == [0.0, 1.0]
 
@@ -412,7 +413,7 @@ def test_senders_tell_all_targets_how_far_they_are_and_idle_only_at_the_end_of_a
     pipeline = make_pipeline("event_time", partitions=2)
     task = pipeline.task(TP(TRANSACTIONS, 0))
     assert task.tick(0.0, True) == []
-    task.process(batch(TRANSACTIONS, [transaction(1, NOW)]))
+    processed(task, batch(TRANSACTIONS, [transaction(1, NOW)]))
     first = Logs()
     first.take(task.tick(0.0, False), 2)
     assert len(first.of(BY_TERMINAL)) == 2
@@ -429,7 +430,7 @@ def test_a_restarted_sender_still_tells_its_watermark(topic: str) -> None:
     record = transaction(1, NOW) if topic == TRANSACTIONS else label(1, NOW)
     assert pipeline.start_offset(TP(topic, 0), 1, 0) == 0
     task = pipeline.task(TP(topic, 0))
-    task.process(batch(topic, [record], replay=True))
+    processed(task, batch(topic, [record], replay=True))
     assert [len(out) for out in task.tick(0.0, True)] == [1]
 
 
@@ -474,7 +475,34 @@ def test_one_key_in_two_partitions_is_warned_about_once_with_the_remedy(caplog: 
     with caplog.at_level(logging.WARNING):
         for k in range(3):
             for p, task in enumerate(tasks):
-                task.process(batch(TRANSACTIONS, [transaction(10 * k + p, card=k)], k, p))
+                processed(task, batch(TRANSACTIONS, [transaction(10 * k + p, card=k)], k, p))
     [warning] = [r.getMessage() for r in caplog.records]
     assert "partitioner=murmur2_random" in warning
     assert pipeline.figures()["keys_in_two_partitions"] == 3
+
+
+@pytest.mark.parametrize("order", ["arrival", "event_time"])
+def test_a_run_of_several_partitions_equals_one_after_the_other(order: str) -> None:
+    """Decoded, scored and encoded together: the same records as each alone, dead letters and extra fields included."""
+    records = [
+        [transaction(1, card=1), Record(b"{"), transaction(2, card=1, shop="x")],
+        [Record(None)],
+        [transaction(3, card="c", terminal="t"), transaction(3, card="c", terminal="t")],
+        [transaction(4, card=5)],
+    ]
+    together, alone = (make_pipeline(order, partitions=4) for _ in range(2))
+    out_together, out_alone = Logs(), Logs()
+    batches = [batch(TRANSACTIONS, of, 10 * p, p) for p, of in enumerate(records)]
+    parts = [(together.task(b.tp), b) for b in batches]
+    out_together.take(together.process(parts), 4)
+    for b in batches:
+        out_alone.take(processed(alone.task(b.tp), b), 4)
+    assert rows_of(out_together.of(BY_TERMINAL)) == rows_of(out_alone.of(BY_TERMINAL))
+    assert out_together.of(DEAD_LETTERS) == out_alone.of(DEAD_LETTERS) and len(out_alone.of(DEAD_LETTERS)) == 2
+    shuffled = [batch(BY_TERMINAL, out_alone.records[BY_TERMINAL, p], 0, p) for p in range(4)]
+    scored_together = together.process([(together.task(b.tp), b) for b in shuffled])
+    scored_alone = [out for b in shuffled for out in processed(alone.task(b.tp), b)]
+    values = [(v, h) for out in scored_together for v, h in zip(out.values, out.headers or [], strict=True)]
+    assert values == [(v, h) for out in scored_alone for v, h in zip(out.values, out.headers or [], strict=True)]
+    assert len(values) == (4 if order == "arrival" else 0)
+    assert together.figures() == alone.figures()

@@ -134,6 +134,19 @@ def test_commit_is_where_the_next_member_starts(log: Log, topic: str, group: str
     assert again.committed([TP(topic, 0), TP(topic, 1)]) == {TP(topic, 0): 7, TP(topic, 1): None}
 
 
+def test_a_commit_that_nobody_waits_for_tells_its_outcome_inside_a_poll(log: Log, topic: str, group: str) -> None:
+    send(log, OutBatch(topic, [b"x"] * 5, None, 0))
+    consumer, _ = member(log, group, topic)
+    read(consumer, 5)
+    outcomes: list[Exception | None] = []
+    consumer.commit({TP(topic, 0): 3}, outcomes.append)
+    deadline = time.monotonic() + 20
+    while not outcomes and time.monotonic() < deadline:
+        consumer.poll(0.1, 10)
+    assert outcomes == [None]
+    assert consumer.committed([TP(topic, 0)]) == {TP(topic, 0): 3}
+
+
 def test_position_range_and_seek(log: Log, topic: str, group: str) -> None:
     tp = TP(topic, 0)
     send(log, OutBatch(topic, [b"x"] * 5, None, 0))

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from features.block import Block, Ids
 from streams.merge import ArrivalOrder, EventTimeOrder, Merged, Order
+from streams.rows import Rows
 from streams.shuffle import MessageKind, Shuffled, Source
 
 #: (time, 0 = label, 1 = row, transaction id, source partition)
@@ -52,15 +53,16 @@ class Sender:
     def _message(self, kind: MessageKind, offsets: Any, ids: dict[str, Ids], columns: dict[str, Any]) -> Shuffled:
         topic, partition = self.name
         block = Block(topic, partition, self.offset, offsets, offsets, ids, columns)
-        return Shuffled(kind, Source(topic, "id", partition), block, self.watermark)
+        return Shuffled(kind, Source(topic, "id", partition), Rows.of(block), self.offset, self.watermark)
 
 
 def items(merged: Merged) -> list[Item]:
     """What came out, in its order."""
 
-    def of(block: Block | None, field: str, kind: int) -> list[Item]:
-        if block is None:
+    def of(rows: Rows | None, field: str, kind: int) -> list[Item]:
+        if rows is None:
             return []
+        block = rows.block("", 0, 0)
         columns = (block.columns[field].tolist(), block.ids["transaction_id"].to_list(), block.columns["from"].tolist())
         return [(t, kind, int(i), p) for t, i, p in zip(*columns, strict=True)]
 

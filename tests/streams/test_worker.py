@@ -12,6 +12,7 @@ import pytest
 from workers import FAST, CountingPipeline, Running, committed, end_offsets, names, read_all, send, until, values_of
 
 from streams.log import TP, Log, OutBatch, RecordBatch, connect
+from streams.worker import runs_of
 
 
 @pytest.fixture(params=["memory", pytest.param("kafka", marks=pytest.mark.kafka)])
@@ -217,3 +218,18 @@ def test_a_stage_that_falls_behind_gets_larger_batches(log: Log) -> None:
     assert worker.stop() == 0
     assert set(got) == {b"0:%d:v%d" % (i + 1, i) for i in range(40)} and len(got) == 40
     assert len(sizes) <= 3 and max(sizes) >= 38, sizes
+
+
+def test_runs_hold_one_batch_a_partition_and_are_bounded() -> None:
+    def of(topic: str, partition: int, n: int) -> RecordBatch:
+        return RecordBatch(TP(topic, partition), list(range(n)), [0] * n, [None] * n, [b""] * n, lambda i: [], n)
+
+    batches = [of("a", 0, 1), of("b", 0, 9), of("a", 1, 2), of("a", 1, 3), of("a", 2, 8), of("a", 3, 50), of("b", 1, 1)]
+    runs = runs_of(batches, 10)
+    assert [[(b.tp, len(b)) for b in run] for run in runs] == [
+        [(("a", 0), 1), (("a", 1), 2)],
+        [(("b", 0), 9), (("b", 1), 1)],
+        [(("a", 1), 3)],
+        [(("a", 2), 8)],
+        [(("a", 3), 50)],
+    ]

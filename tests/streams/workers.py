@@ -68,6 +68,9 @@ class CountingPipeline:
     def task(self, tp: TP) -> CountingTask:
         return CountingTask(self, tp)
 
+    def process(self, parts: Sequence[tuple[CountingTask, RecordBatch]]) -> list[OutBatch]:
+        return [out for task, batch in parts for out in task.process(batch)]
+
 
 class Running:
     """A worker in a thread of its own."""

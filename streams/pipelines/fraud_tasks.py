@@ -1,0 +1,303 @@
+"""The fraud pipeline's tasks: one per topic and partition, with its state; a run of them is processed together.
+
+What needs no state (decoding, scoring, encoding) is done once for all batches of a run.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import orjson
+
+from features.block import Block, BoolArray, FloatArray, Ids, IntArray
+from streams.codec import Dead, decode_labels, decode_together, decode_transactions
+from streams.encode import decimal_keys, source_headers
+from streams.log import TP, OutBatch, RecordBatch
+from streams.merge import ArrivalOrder, EventTimeOrder, Merged, Order
+from streams.partitioner import partitions_of
+from streams.pipelines.fraud_stages import CardRows, CardStage, TerminalStage, empty_rows, label_targets
+from streams.rows import Rows
+from streams.shuffle import MessageKind, ShuffleError, SourcePositions, pack, unpack
+from streams.stage import dead_letters, fresh_part
+from streams.topics import BY_TERMINAL, FRAUD_SCORES, LABELS, LATE_EVENTS, TRANSACTIONS
+
+if TYPE_CHECKING:
+    from streams.pipelines.fraud import FraudPipeline
+
+__all__ = ["CardTask", "LabelTask", "TerminalTask"]
+
+logger = logging.getLogger("headrace.fraud")
+
+#: a source that has nothing to send for so long says so, if it has read its log to the end
+_IDLE_AFTER_S = 1.0
+#: column in which each shuffled row remembers the partition that it came from
+_SOURCE_PARTITION = "source_partition"
+
+
+class _Sender:
+    """A task that shuffles rows to the terminal stage, with the watermarks and idle marks of rule 5."""
+
+    def __init__(self, pipeline: FraudPipeline, tp: TP) -> None:
+        self.pipeline = pipeline
+        self.source = pipeline.source(tp)
+        self.tp = tp
+        self.next_offset = 0
+        self.watermark_ms: int | None = None
+        self._told_ms: int | None = None
+        self._told_idle = False
+        self._quiet_since: float | None = None
+
+    def send(self, kind: MessageKind, block: Block, targets: IntArray, times: IntArray) -> list[OutBatch]:
+        """The block's rows as messages, one per target partition."""
+        self.remember(times)
+        self._told_idle = False
+        self._quiet_since = None
+        n = self.pipeline.infos[BY_TERMINAL].partitions
+        messages = pack(kind, self.source, block, targets, n, watermark_ms=self.watermark_ms)
+        return [OutBatch(BY_TERMINAL, [value], None, p) for p, value in messages]
+
+    def remember(self, times: IntArray) -> None:
+        """How far this source has come: what has the newest time may still come, only what is before is complete."""
+        if len(times):
+            newest = int(times.max()) - 1
+            self.watermark_ms = newest if self.watermark_ms is None else max(self.watermark_ms, newest)
+
+    def tick(self, now_s: float, at_end: bool) -> list[OutBatch]:
+        """By the sender's clock: tells all target partitions how far this source is, or that it is idle."""
+        if self.pipeline.order == "arrival" or self.watermark_ms is None or self._told_idle:
+            return []
+        kind: MessageKind | None = None
+        if self.watermark_ms != self._told_ms:
+            kind = "watermark"
+            self._told_ms = self.watermark_ms
+        elif at_end:
+            if self._quiet_since is None:
+                self._quiet_since = now_s
+            elif now_s - self._quiet_since >= _IDLE_AFTER_S:
+                kind = "idle"
+                self._told_idle = True
+        else:
+            self._quiet_since = None
+        if kind is None:
+            return []
+        none = np.empty(0, np.int64)
+        block = Block(self.tp.topic, self.tp.partition, self.next_offset, none, none)
+        n = self.pipeline.infos[BY_TERMINAL].partitions
+        messages = pack(kind, self.source, block, None, n, watermark_ms=self.watermark_ms)
+        return [OutBatch(BY_TERMINAL, [value], None, p) for p, value in messages]
+
+
+class CardTask(_Sender):
+    """transactions -> windows by card -> rows by terminal."""
+
+    def __init__(self, pipeline: FraudPipeline, tp: TP) -> None:
+        super().__init__(pipeline, tp)
+        self.stage = CardStage(pipeline.settings)
+
+    @staticmethod
+    def process_run(pipeline: FraudPipeline, parts: Sequence[tuple[CardTask, RecordBatch]]) -> list[OutBatch]:
+        """See `streams.worker.Pipeline.process`."""
+        batches = [fresh_part(batch, task.next_offset) for task, batch in parts]
+        nbytes = sum(batch.nbytes for batch in batches)
+        with pipeline.meters.part("decode", nbytes):
+            decoded = decode_together(decode_transactions, batches)
+        with pipeline.meters.part("features", nbytes):
+            made = [task._features(block) for (task, _), (block, _) in zip(parts, decoded, strict=True)]
+        outputs: list[OutBatch] = []
+        with pipeline.meters.part("shuffle", nbytes):
+            for (task, _), batch, (_, dead), rows in zip(parts, batches, decoded, made, strict=True):
+                outputs += task._outputs(batch, dead, rows)
+        return outputs
+
+    def _features(self, block: Block) -> CardRows:
+        self._watch_placement(block)
+        return self.stage.process(block)
+
+    def _outputs(self, batch: RecordBatch, dead: list[Dead], result: CardRows) -> list[OutBatch]:
+        counts = self.pipeline.meters.counts
+        self.next_offset = batch.next_offset
+        rows = result.block
+        if batch.replay:
+            counts["replayed"] += len(batch)
+            self.remember(rows.event_time_ms)
+            return []
+        counts["received"] += len(batch)
+        counts["dead_letters"] += len(dead)
+        counts["duplicates"] += result.duplicates
+        outputs: list[OutBatch] = []
+        if len(rows):
+            rows.columns[_SOURCE_PARTITION] = np.full(len(rows), self.tp.partition, np.int64)
+            targets = partitions_of(rows.ids["terminal_id"], self.pipeline.infos[BY_TERMINAL].partitions)
+            outputs += self.send("rows", rows, targets, rows.event_time_ms)
+        if dead:
+            outputs.append(dead_letters(batch, dead, "card"))
+        late = self._late_events(batch, result)
+        if late is not None:
+            counts["late"] += len(late)
+            outputs.append(late)
+        return outputs
+
+    def _watch_placement(self, block: Block) -> None:
+        infos = self.pipeline.infos
+        warning = self.pipeline.placement.observe(
+            self.tp.partition, block.ids["card_id"], infos[TRANSACTIONS].partitions
+        )
+        if warning:
+            logger.warning("%s", warning)
+
+    def _late_events(self, batch: RecordBatch, result: CardRows) -> OutBatch | None:
+        late = np.flatnonzero(result.block.columns["late"])
+        if len(late) == 0:
+            return None
+        place = {offset: i for i, offset in enumerate(batch.offsets)}
+        values, keys, headers = [], [], []
+        for row in late:
+            offset = int(result.block.offsets[row])
+            i = place[offset]
+            record = {
+                "event": orjson.Fragment(batch.values[i] or b"null"),
+                "lateness_ms": int(result.lateness_ms[row]),
+                "done": "scored and flagged late; not in the windows",
+            }
+            values.append(orjson.dumps(record))
+            keys.append(batch.keys[i])
+            source = f"{self.tp.topic}/{self.tp.partition}/{offset}".encode()
+            headers.append([("stage", b"card"), ("source", source)])
+        return OutBatch(LATE_EVENTS, values, keys, None, headers)
+
+
+class LabelTask(_Sender):
+    """transaction-labels -> by terminal, or to every partition where a label does not name its terminal."""
+
+    @staticmethod
+    def process_run(pipeline: FraudPipeline, parts: Sequence[tuple[LabelTask, RecordBatch]]) -> list[OutBatch]:
+        """See `streams.worker.Pipeline.process`."""
+        batches = [fresh_part(batch, task.next_offset) for task, batch in parts]
+        outputs: list[OutBatch] = []
+        with pipeline.meters.part("labels", sum(batch.nbytes for batch in batches)):
+            decoded = decode_together(decode_labels, batches)
+            for (task, _), batch, (block, dead) in zip(parts, batches, decoded, strict=True):
+                outputs += task._process(batch, block, dead)
+        return outputs
+
+    def _process(self, batch: RecordBatch, block: Block, dead: list[Dead]) -> list[OutBatch]:
+        counts = self.pipeline.meters.counts
+        self.next_offset = batch.next_offset
+        if batch.replay:
+            self.remember(block.columns["label_time"].astype(np.int64, copy=False))
+            return []
+        counts["labels"] += len(block)
+        counts["dead_labels"] += len(dead)
+        outputs: list[OutBatch] = []
+        if len(block):
+            targets = label_targets(block, self.pipeline.infos[BY_TERMINAL].partitions)
+            slim = Block(
+                topic=block.topic,
+                partition=block.partition,
+                next_offset=block.next_offset,
+                offsets=block.offsets,
+                timestamps=block.timestamps,
+                ids={"transaction_id": block.ids["transaction_id"]},
+                columns={name: block.columns[name].astype(np.int64) for name in ("label_time", "is_fraud")},
+                epoch=block.epoch,
+            )
+            outputs += self.send("labels", slim, targets, slim.columns["label_time"].astype(np.int64))
+        if dead:
+            outputs.append(dead_letters(batch, dead, "labels"))
+        return outputs
+
+
+class TerminalTask:
+    """fraud.by-terminal -> windows by terminal -> scores."""
+
+    def __init__(self, pipeline: FraudPipeline, tp: TP) -> None:
+        self.pipeline = pipeline
+        self.tp = tp
+        self.next_offset = 0
+        self.positions = SourcePositions()
+        self.stage = TerminalStage(pipeline.settings)
+        self._none = empty_rows(pipeline.settings)
+        self._reads = self.stage.reads
+        self.order: Order = ArrivalOrder()
+        if pipeline.order == "event_time":
+            infos = pipeline.infos
+            self.order = EventTimeOrder((t, p) for t in (TRANSACTIONS, LABELS) for p in range(infos[t].partitions))
+
+    def tick(self, now_s: float, at_end: bool) -> list[OutBatch]:
+        """Nothing: this stage's order is its log's."""
+        return []
+
+    @staticmethod
+    def process_run(pipeline: FraudPipeline, parts: Sequence[tuple[TerminalTask, RecordBatch]]) -> list[OutBatch]:
+        """See `streams.worker.Pipeline.process`."""
+        nbytes = sum(batch.nbytes for _, batch in parts)
+        outputs: list[OutBatch] = []
+        scored: list[tuple[Rows, FloatArray, BoolArray]] = []
+        with pipeline.meters.part("shuffle", nbytes):
+            due = [task._due(batch, outputs) for task, batch in parts]
+        with pipeline.meters.part("features", nbytes):
+            for (task, batch), merged in zip(parts, due, strict=True):
+                matrix, late = task._windows(merged)
+                if batch.replay:
+                    pipeline.meters.counts["replayed"] += len(late)
+                elif merged.rows is not None:
+                    scored.append((merged.rows, matrix, late))
+            if not scored:
+                return outputs
+            rows = Rows.concat([rows for rows, _, _ in scored]).block("", 0, 0)
+            vectors, late = parts[0][0].stage.vectors.of(
+                rows,
+                np.concatenate([matrix for _, matrix, _ in scored]),
+                np.concatenate([late for _, _, late in scored]),
+            )
+        outputs.append(_scores(pipeline, rows, vectors, late, nbytes))
+        return outputs
+
+    def _due(self, batch: RecordBatch, outputs: list[OutBatch]) -> Merged:
+        """Takes the batch's messages, unreadable ones to ``outputs``; returns what has become due."""
+        counts = self.pipeline.meters.counts
+        batch = fresh_part(batch, self.next_offset)
+        dead: list[Dead] = []
+        for i, value in enumerate(batch.values):
+            try:
+                message = unpack(value)
+            except ShuffleError as exc:
+                dead.append(Dead(i, str(exc)))
+                continue
+            start = self.positions.fresh(message.source, message.rows.offsets)
+            if start:
+                counts["resent_rows"] += 0 if batch.replay else start
+                message.rows = message.rows.part(start, len(message.rows))
+            self.order.push(message)
+        self.next_offset = batch.next_offset
+        if dead and not batch.replay:
+            outputs.append(dead_letters(batch, dead, "terminal"))
+        return self.order.due()
+
+    def _windows(self, due: Merged) -> tuple[FloatArray, BoolArray]:
+        """(n, k) features by terminal and late flags of the rows that are due."""
+        rows = self._none if due.rows is None else due.rows.block("", 0, 0, self._reads)
+        if due.labels is None:
+            return self.stage.windows(rows, None, None)
+        return self.stage.windows(rows, due.labels.block("", 0, 0), due.kinds)
+
+
+def _scores(pipeline: FraudPipeline, rows: Block, vectors: FloatArray, late: BoolArray, nbytes: int) -> OutBatch:
+    meters = pipeline.meters
+    with meters.part("score", nbytes):
+        slot = pipeline.slot
+        raw, score = slot.score(vectors)
+    with meters.part("encode", nbytes):
+        values = pipeline.encoder.encode(rows, features=vectors, late=late, model=slot.label, score=score, raw=raw)
+        keys = _texts(rows.ids["transaction_id"])
+        sources = source_headers(TRANSACTIONS, rows.columns[_SOURCE_PARTITION].astype(np.int64), rows.offsets)
+        headers = [{"source": source} for source in sources]
+    meters.counts["scored"] += len(rows)
+    return OutBatch(FRAUD_SCORES, values, keys, None, headers)
+
+
+def _texts(ids: Ids) -> list[bytes]:
+    return decimal_keys(ids.ints) if ids.ints is not None else ids.texts()
