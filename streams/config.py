@@ -34,6 +34,10 @@ class Settings:
     batch_records: int = _setting(4096, "records that a stage takes at once", 1)
     max_poll_interval_ms: int = _setting(300_000, "a worker whose stage makes no progress for so long ends", 1000)
     allowed_lateness_ms: int = _setting(3_600_000, "events older than the newest by more do not enter windows", 0)
+    watermark_delay_ms: int = _setting(
+        0, "order event_time: how far out of order a partition's events may be; they wait so long for each other", 0
+    )
+    first_wait_ms: int = _setting(60_000, "order event_time: how long a partition without any record is waited for", 0)
     dedupe_ms: int = _setting(86_400_000, "a transaction_id repeated within this event time is a duplicate", 0)
     dedupe_entries: int = _setting(20_000_000, "transaction ids remembered per partition at most", 1)
     log_features: bool = _setting(True, "write the feature vector into each score record")

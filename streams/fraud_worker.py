@@ -28,7 +28,13 @@ def make_pipeline(settings: Settings) -> FraudPipeline:
     if settings.models:
         slot.replace(Registry(settings.models).get("champion", DEFAULT.names, DEFAULT.schema_hash))
     return FraudPipeline(
-        stage_settings(settings), slot, settings.order, settings.partitions, log_features=settings.log_features
+        stage_settings(settings),
+        slot,
+        settings.order,
+        settings.partitions,
+        log_features=settings.log_features,
+        watermark_delay_ms=settings.watermark_delay_ms,
+        first_wait_s=settings.first_wait_ms / 1000,
     )
 
 

@@ -41,12 +41,24 @@ class Order(Protocol):
     def due(self) -> Merged:
         """What has become due since the last call, in order."""
 
+    @property
+    def waiting(self) -> int:
+        """Rows and labels that are not due yet."""
+
+    def waits_for(self) -> list[tuple[str, int]]:
+        """The sources (topic, partition) that hold up what waits."""
+
 
 class ArrivalOrder:
     """The log's own order: everything is due at once."""
 
+    waiting = 0
+
     def __init__(self) -> None:
         self._parts: list[tuple[bool, Rows]] = []
+
+    def waits_for(self) -> list[tuple[str, int]]:
+        return []
 
     def push(self, message: Shuffled) -> None:
         if len(message.rows):
@@ -128,6 +140,22 @@ class EventTimeOrder:
         self._release(self._bound())
         if self._count > self.rows_max:
             self._force()
+
+    @property
+    def waiting(self) -> int:
+        """Rows and labels that are not due yet."""
+        return self._count
+
+    def waits_for(self) -> list[tuple[str, int]]:
+        """The sources that have not passed the oldest row that waits."""
+        if not self._waiting:
+            return []
+        oldest_ms = self._waiting[0].oldest_ms
+        return [
+            name
+            for name, source in self._sources.items()
+            if not source.idle and (source.watermark_ms is None or source.watermark_ms < oldest_ms)
+        ]
 
     def _bound(self) -> int:
         """Times up to here are complete: no source has anything at or before it still to send."""

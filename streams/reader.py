@@ -216,11 +216,11 @@ class BlockReader(threading.Thread):
         with self._cond:
             return {tp: p.next_done for tp, p in self._partitions.items()}
 
-    def at_end(self) -> dict[TP, bool]:
-        """For each partition whose state is whole: whether its log was read to the end and all of it is done."""
+    def at_end(self) -> dict[TP, tuple[int, bool]]:
+        """For each partition whose state is whole: its epoch, and whether its log was read to the end and all done."""
         with self._cond:
             return {
-                tp: p.at_end and not p.in_flight
+                tp: (p.epoch, p.at_end and not p.in_flight)
                 for tp, p in self._partitions.items()
                 if p.next_done >= p.live_from and not p.recovering
             }

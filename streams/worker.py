@@ -236,7 +236,7 @@ class Worker:
         partitions = {batch.tp for batch in batches}
         self._inside |= partitions
         try:
-            outputs = self._pipeline.process([(self._task(batch), batch) for batch in batches])
+            outputs = self._pipeline.process([(self._task(batch.tp, batch.epoch), batch) for batch in batches])
             await self._send(outputs, self._reader)
             self._reader.done(batches)
         except asyncio.CancelledError:
@@ -267,11 +267,12 @@ class Worker:
                 return batches
             await asyncio.sleep(0.0005)
 
-    def _task(self, batch: RecordBatch) -> Task:
-        epoch, task = self._tasks.get(batch.tp, (0, None))
-        if task is None or epoch != batch.epoch:
-            task = self._pipeline.task(batch.tp)
-            self._tasks[batch.tp] = (batch.epoch, task)
+    def _task(self, tp: TP, epoch: int) -> Task:
+        """The task of this assignment of the partition, made where there is none yet."""
+        known, task = self._tasks.get(tp, (0, None))
+        if task is None or known != epoch:
+            task = self._pipeline.task(tp)
+            self._tasks[tp] = (epoch, task)
         return task
 
     async def _tick(self) -> None:
@@ -282,10 +283,9 @@ class Worker:
             if reader is None or self._producer is None:
                 continue
             self._producer.poll(0)  # what it has to say is heard in time also when nothing is sent
-            ends = reader.at_end()
-            for tp, (epoch, task) in list(self._tasks.items()):
-                if tp in ends and tp not in self._inside and reader.owns(tp, epoch):
-                    await self._tick_task(tp, task, ends[tp], reader)
+            for tp, (epoch, at_end) in reader.at_end().items():
+                if tp not in self._inside and reader.owns(tp, epoch):
+                    await self._tick_task(tp, self._task(tp, epoch), at_end, reader)
 
     async def _tick_task(self, tp: TP, task: Task, at_end: bool, reader: BlockReader) -> None:
         self._inside.add(tp)

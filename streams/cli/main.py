@@ -38,6 +38,7 @@ COMMANDS = {
     "train": "train a model on event files and package it",
     "models": "list, show, add, promote and roll back model packages",
     "score": "score event files with a packaged model, offline, by the same stages",
+    "verify": "replay each stage from its own input log and compare with what the log holds",
     "bench": "measure: throughput, latency, predictors, features",
     "simulate": "send simulated card payments and labels to Kafka, at a rate",
     "broker": "start a real single-node Apache Kafka in the foreground, without Docker",

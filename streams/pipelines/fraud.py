@@ -38,6 +38,10 @@ class FraudPipeline:
     order: str = "arrival"
     partitions: int = 4
     log_features: bool = True
+    #: for the order by event time: how far out of order the events of one partition may be, and so are waited for
+    watermark_delay_ms: int = 0
+    #: and how long a partition without any record is waited for
+    first_wait_s: float = 60.0
     meters: Meters = field(default_factory=Meters)
     placement: KeyPlacement = field(default_factory=lambda: KeyPlacement(TRANSACTIONS))
     infos: Mapping[str, TopicInfo] = field(default_factory=dict)

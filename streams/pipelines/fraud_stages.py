@@ -17,11 +17,11 @@ from streams.partitioner import partitions_of
 from streams.shuffle import TO_ALL
 
 __all__ = [
+    "Assembly",
     "CardRows",
     "CardStage",
     "StageSettings",
     "TerminalStage",
-    "Vectors",
     "empty_rows",
     "label_targets",
     "late_by_ms",
@@ -109,7 +109,7 @@ class TerminalStage:
         self._windows = LabelledWindows(
             settings.features.for_entity("terminal_id"), allowed_lateness_ms=settings.allowed_lateness_ms
         )
-        self.vectors = Vectors(settings.features)
+        self.assembly = Assembly(settings.features)
 
     @property
     def label_counts(self) -> dict[str, int]:
@@ -120,6 +120,11 @@ class TerminalStage:
             "labels_contradicting": w.labels_contradicting,
             "labels_unknown": w.labels_unknown,
         }
+
+    @property
+    def stream_time_ms(self) -> int | None:
+        """Newest event time of the rows so far; None before the first."""
+        return self._windows.stream_time_ms
 
     @property
     def reads(self) -> frozenset[str]:
@@ -134,11 +139,11 @@ class TerminalStage:
         return self._windows.process(rows, labels, kinds)
 
     def process(self, rows: Block, labels: Block | None, kinds: BoolArray | None) -> tuple[FloatArray, BoolArray]:
-        """`windows`, then `Vectors.of` them: (n, d) float64 features in the set's order, and the late mask."""
-        return self.vectors.of(rows, *self.windows(rows, labels, kinds))
+        """`windows`, then `Assembly.of` them: (n, d) float64 features in the set's order, and the late mask."""
+        return self.assembly.of(rows, *self.windows(rows, labels, kinds))
 
 
-class Vectors:
+class Assembly:
     """Puts the features of a row together: those of the row alone, by card (columns of the row), by terminal."""
 
     def __init__(self, features: FeatureSet) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import orjson
@@ -18,7 +18,7 @@ from streams.encode import decimal_keys, source_headers
 from streams.log import TP, OutBatch, RecordBatch
 from streams.merge import ArrivalOrder, EventTimeOrder, Merged, Order
 from streams.partitioner import partitions_of
-from streams.pipelines.fraud_stages import CardRows, CardStage, TerminalStage, empty_rows, label_targets
+from streams.pipelines.fraud_stages import CardRows, CardStage, TerminalStage, empty_rows, label_targets, late_by_ms
 from streams.rows import Rows
 from streams.shuffle import MessageKind, ShuffleError, SourcePositions, pack, unpack
 from streams.stage import dead_letters, fresh_part
@@ -27,12 +27,14 @@ from streams.topics import BY_TERMINAL, FRAUD_SCORES, LABELS, LATE_EVENTS, TRANS
 if TYPE_CHECKING:
     from streams.pipelines.fraud import FraudPipeline
 
-__all__ = ["CardTask", "LabelTask", "TerminalTask"]
+__all__ = ["CardTask", "LabelTask", "TerminalTask", "Vectors"]
 
 logger = logging.getLogger("headrace.fraud")
 
 #: a source that has nothing to send for so long says so, if it has read its log to the end
 _IDLE_AFTER_S = 1.0
+#: rows that wait so long are worth a line in the log
+_WAIT_SAID_S = 15.0
 #: column in which each shuffled row remembers the partition that it came from
 _SOURCE_PARTITION = "source_partition"
 
@@ -60,27 +62,31 @@ class _Sender:
         return [OutBatch(BY_TERMINAL, [value], None, p) for p, value in messages]
 
     def remember(self, times: IntArray) -> None:
-        """How far this source has come: what has the newest time may still come, only what is before is complete."""
+        """How far this source has come: what has the newest time may still come, only what is before is complete, and
+        where events may be out of order, only what is so much older."""
         if len(times):
-            newest = int(times.max()) - 1
-            self.watermark_ms = newest if self.watermark_ms is None else max(self.watermark_ms, newest)
+            passed = int(times.max()) - 1 - self.pipeline.watermark_delay_ms
+            self.watermark_ms = passed if self.watermark_ms is None else max(self.watermark_ms, passed)
 
     def tick(self, now_s: float, at_end: bool) -> list[OutBatch]:
-        """By the sender's clock: tells all target partitions how far this source is, or that it is idle."""
-        if self.pipeline.order == "arrival" or self.watermark_ms is None or self._told_idle:
+        """By the sender's clock: tells all target partitions how far this source is, or that it is idle.
+
+        A source that has sent nothing yet is waited for far longer: its first records may be on their way.
+        """
+        if self.pipeline.order == "arrival" or self._told_idle:
             return []
         kind: MessageKind | None = None
+        patience_s = self.pipeline.first_wait_s if self.watermark_ms is None else _IDLE_AFTER_S
         if self.watermark_ms != self._told_ms:
             kind = "watermark"
             self._told_ms = self.watermark_ms
-        elif at_end:
-            if self._quiet_since is None:
-                self._quiet_since = now_s
-            elif now_s - self._quiet_since >= _IDLE_AFTER_S:
-                kind = "idle"
-                self._told_idle = True
-        else:
+        elif not at_end:
             self._quiet_since = None
+        elif self._quiet_since is None:
+            self._quiet_since = now_s
+        elif now_s - self._quiet_since >= patience_s:
+            kind = "idle"
+            self._told_idle = True
         if kind is None:
             return []
         none = np.empty(0, np.int64)
@@ -134,10 +140,8 @@ class CardTask(_Sender):
             outputs += self.send("rows", rows, targets, rows.event_time_ms)
         if dead:
             outputs.append(dead_letters(batch, dead, "card"))
-        late = self._late_events(batch, result)
-        if late is not None:
-            counts["late"] += len(late)
-            outputs.append(late)
+        if result.block.columns["late"].any():
+            outputs.append(self._late_events(batch, result))
         return outputs
 
     def _watch_placement(self, block: Block) -> None:
@@ -148,25 +152,26 @@ class CardTask(_Sender):
         if warning:
             logger.warning("%s", warning)
 
-    def _late_events(self, batch: RecordBatch, result: CardRows) -> OutBatch | None:
+    def _late_events(self, batch: RecordBatch, result: CardRows) -> OutBatch:
         late = np.flatnonzero(result.block.columns["late"])
-        if len(late) == 0:
-            return None
-        place = {offset: i for i, offset in enumerate(batch.offsets)}
-        values, keys, headers = [], [], []
-        for row in late:
-            offset = int(result.block.offsets[row])
-            i = place[offset]
-            record = {
-                "event": orjson.Fragment(batch.values[i] or b"null"),
-                "lateness_ms": int(result.lateness_ms[row]),
-                "done": "scored and flagged late; not in the windows",
-            }
-            values.append(orjson.dumps(record))
-            keys.append(batch.keys[i])
-            source = f"{self.tp.topic}/{self.tp.partition}/{offset}".encode()
-            headers.append([("stage", b"card"), ("source", source)])
-        return OutBatch(LATE_EVENTS, values, keys, None, headers)
+        rows = result.block.take(late)
+        index = np.searchsorted(np.array(batch.offsets, np.int64), rows.offsets).tolist()
+        events = [orjson.Fragment(batch.values[i] or b"null") for i in index]
+        sources = source_headers(self.tp.topic, np.full(len(rows), self.tp.partition), rows.offsets)
+        return _late_records("card", events, [batch.keys[i] for i in index], sources, result.lateness_ms[late])
+
+
+def _late_records(
+    stage: str, events: Sequence[Any], keys: Sequence[bytes | None], sources: list[bytes], lateness_ms: IntArray
+) -> OutBatch:
+    """Records of late-events: the event, how late it was, and what was done."""
+    done = f"scored and flagged late; not in the windows by {stage}"
+    values = [
+        orjson.dumps({"event": event, "lateness_ms": behind, "done": done})
+        for event, behind in zip(events, lateness_ms.tolist(), strict=True)
+    ]
+    headers = [[("stage", stage.encode()), ("source", source)] for source in sources]
+    return OutBatch(LATE_EVENTS, values, keys, None, headers)
 
 
 class LabelTask(_Sender):
@@ -221,40 +226,72 @@ class TerminalTask:
         self.stage = TerminalStage(pipeline.settings)
         self._none = empty_rows(pipeline.settings)
         self._reads = self.stage.reads
+        self._waits_since: float | None = None
         self.order: Order = ArrivalOrder()
         if pipeline.order == "event_time":
             infos = pipeline.infos
             self.order = EventTimeOrder((t, p) for t in (TRANSACTIONS, LABELS) for p in range(infos[t].partitions))
 
     def tick(self, now_s: float, at_end: bool) -> list[OutBatch]:
-        """Nothing: this stage's order is its log's."""
+        """Nothing to send, this stage's order is its log's; says whom it waits for when that takes long."""
+        waits_for = self.order.waits_for()
+        if not waits_for:
+            self._waits_since = None
+        elif self._waits_since is None:
+            self._waits_since = now_s
+        elif now_s - self._waits_since >= _WAIT_SAID_S:
+            self._waits_since = now_s
+            names = ", ".join(f"{topic}/{partition}" for topic, partition in waits_for[:4])
+            logger.warning(
+                "%s/%d: %d rows have waited %.0f s for %s%s, which have not passed them and are not known to be idle",
+                *self.tp,
+                self.order.waiting,
+                _WAIT_SAID_S,
+                names,
+                f" and {len(waits_for) - 4} more" if len(waits_for) > 4 else "",
+            )
         return []
 
     @staticmethod
     def process_run(pipeline: FraudPipeline, parts: Sequence[tuple[TerminalTask, RecordBatch]]) -> list[OutBatch]:
         """See `streams.worker.Pipeline.process`."""
-        nbytes = sum(batch.nbytes for _, batch in parts)
         outputs: list[OutBatch] = []
-        scored: list[tuple[Rows, FloatArray, BoolArray]] = []
+        vectors = TerminalTask.vectors(pipeline, parts, outputs)
+        if vectors is not None:
+            outputs.append(_scores(pipeline, vectors, sum(batch.nbytes for _, batch in parts)))
+        return outputs
+
+    @staticmethod
+    def vectors(
+        pipeline: FraudPipeline, parts: Sequence[tuple[TerminalTask, RecordBatch]], outputs: list[OutBatch]
+    ) -> Vectors | None:
+        """Moves the tasks over their batches; the rows that have become due, ready to be scored. Dead letters and late
+        events go to ``outputs``."""
+        nbytes = sum(batch.nbytes for _, batch in parts)
+        windows: list[_Windows] = []
         with pipeline.meters.part("shuffle", nbytes):
             due = [task._due(batch, outputs) for task, batch in parts]
         with pipeline.meters.part("features", nbytes):
             for (task, batch), merged in zip(parts, due, strict=True):
-                matrix, late = task._windows(merged)
+                made = task._windows(merged)
                 if batch.replay:
-                    pipeline.meters.counts["replayed"] += len(late)
+                    pipeline.meters.counts["replayed"] += len(made.late)
                 elif merged.rows is not None:
-                    scored.append((merged.rows, matrix, late))
-            if not scored:
-                return outputs
-            rows = Rows.concat([rows for rows, _, _ in scored]).block("", 0, 0)
-            vectors, late = parts[0][0].stage.vectors.of(
-                rows,
-                np.concatenate([matrix for _, matrix, _ in scored]),
-                np.concatenate([late for _, _, late in scored]),
-            )
-        outputs.append(_scores(pipeline, rows, vectors, late, nbytes))
-        return outputs
+                    windows.append(made)
+            if not windows:
+                return None
+            rows = Rows.concat([made.rows for made in windows if made.rows is not None]).block("", 0, 0)
+            late_here = np.concatenate([made.late for made in windows])
+            by_terminal = np.concatenate([made.matrix for made in windows])
+            matrix, late = parts[0][0].stage.assembly.of(rows, by_terminal, late_here)
+        if late.any():
+            pipeline.meters.counts["late"] += int(np.count_nonzero(late))
+            # what was late by card is in late-events already, as its original bytes
+            only_here = np.flatnonzero(late_here & (rows.columns["late"] == 0))
+            if len(only_here):
+                lateness_ms = np.concatenate([made.lateness_ms for made in windows])[only_here]
+                outputs.append(_late_by_terminal(rows.take(only_here), lateness_ms))
+        return Vectors(rows, matrix, late)
 
     def _due(self, batch: RecordBatch, outputs: list[OutBatch]) -> Merged:
         """Takes the batch's messages, unreadable ones to ``outputs``; returns what has become due."""
@@ -277,23 +314,68 @@ class TerminalTask:
             outputs.append(dead_letters(batch, dead, "terminal"))
         return self.order.due()
 
-    def _windows(self, due: Merged) -> tuple[FloatArray, BoolArray]:
-        """(n, k) features by terminal and late flags of the rows that are due."""
+    def _windows(self, due: Merged) -> _Windows:
+        """The rows and labels that are due, through the windows by terminal."""
         rows = self._none if due.rows is None else due.rows.block("", 0, 0, self._reads)
-        if due.labels is None:
-            return self.stage.windows(rows, None, None)
-        return self.stage.windows(rows, due.labels.block("", 0, 0), due.kinds)
+        labels = None if due.labels is None else due.labels.block("", 0, 0)
+        stream_time_ms = self.stage.stream_time_ms
+        matrix, late = self.stage.windows(rows, labels, None if labels is None else due.kinds)
+        lateness_ms = late_by_ms(rows.event_time_ms, stream_time_ms) if late.any() else np.zeros(len(late), np.int64)
+        return _Windows(due.rows, matrix, late, lateness_ms)
 
 
-def _scores(pipeline: FraudPipeline, rows: Block, vectors: FloatArray, late: BoolArray, nbytes: int) -> OutBatch:
-    meters = pipeline.meters
+class Vectors(NamedTuple):
+    """n rows with their features (n, d) in the set's order and late flags (n,)."""
+
+    rows: Block
+    matrix: FloatArray
+    late: BoolArray
+
+    @property
+    def source_partitions(self) -> IntArray:
+        """(n,) partition of transactions that each row came from; its offset there is ``rows.offsets``."""
+        return self.rows.columns[_SOURCE_PARTITION].astype(np.int64, copy=False)
+
+
+class _Windows(NamedTuple):
+    """n rows (None = 0) with their features by terminal (n, k), late flags (n,) and how far they are behind (n,)."""
+
+    rows: Rows | None
+    matrix: FloatArray
+    late: BoolArray
+    lateness_ms: IntArray
+
+
+def _late_by_terminal(rows: Block, lateness_ms: IntArray) -> OutBatch:
+    ids = {name: rows.ids[name].to_list() for name in ("transaction_id", "card_id", "terminal_id")}
+    times, amounts = rows.event_time_ms.tolist(), rows.columns["amount"].tolist()
+    extra = [orjson.loads(text or b"{}") for text in rows.extra or [None] * len(rows)]
+    events = [
+        {
+            "transaction_id": ids["transaction_id"][i],
+            "event_time": times[i],
+            "card_id": ids["card_id"][i],
+            "terminal_id": ids["terminal_id"][i],
+            "amount": amounts[i],
+            **extra[i],
+        }
+        for i in range(len(rows))
+    ]
+    sources = source_headers(TRANSACTIONS, rows.columns[_SOURCE_PARTITION].astype(np.int64), rows.offsets)
+    return _late_records("terminal", events, _texts(rows.ids["card_id"]), sources, lateness_ms)
+
+
+def _scores(pipeline: FraudPipeline, vectors: Vectors, nbytes: int) -> OutBatch:
+    meters, rows = pipeline.meters, vectors.rows
     with meters.part("score", nbytes):
         slot = pipeline.slot
-        raw, score = slot.score(vectors)
+        raw, score = slot.score(vectors.matrix)
     with meters.part("encode", nbytes):
-        values = pipeline.encoder.encode(rows, features=vectors, late=late, model=slot.label, score=score, raw=raw)
+        values = pipeline.encoder.encode(
+            rows, features=vectors.matrix, late=vectors.late, model=slot.label, score=score, raw=raw
+        )
         keys = _texts(rows.ids["transaction_id"])
-        sources = source_headers(TRANSACTIONS, rows.columns[_SOURCE_PARTITION].astype(np.int64), rows.offsets)
+        sources = source_headers(TRANSACTIONS, vectors.source_partitions, rows.offsets)
         headers = [{"source": source} for source in sources]
     meters.counts["scored"] += len(rows)
     return OutBatch(FRAUD_SCORES, values, keys, None, headers)

@@ -388,6 +388,26 @@ def test_a_late_event_is_scored_flagged_copied_and_kept_out_of_the_windows() -> 
     assert fed.pipeline.figures()["late"] == 1
 
 
+def test_what_is_late_only_by_terminal_is_copied_there() -> None:
+    """Two cards in two partitions race each other to one terminal: the second is late there, not by its card."""
+    pipeline = make_pipeline(partitions=2)
+    logs, scores = Logs(), []
+    early, late = transaction(1, NOW, card=1), transaction(2, NOW - LATENESS - 5, card="c", shop="x")
+    for p, record in enumerate((early, late)):
+        logs.take(processed(pipeline.task(TP(TRANSACTIONS, p)), batch(TRANSACTIONS, [record], 7, p)), 2)
+    assert logs.of(LATE_EVENTS) == []
+    [(target, shuffled)] = [(p, r) for (t, p), r in logs.records.items() if t == BY_TERMINAL and r]
+    for out in processed(pipeline.task(TP(BY_TERMINAL, target)), batch(BY_TERMINAL, shuffled, 0, target)):
+        logs.take([out], 2)
+    scores = sorted((orjson.loads(r.value or b"") for r in logs.of(FRAUD_SCORES)), key=lambda s: s["transaction_id"])
+    assert [s["late"] for s in scores] == [False, True] and scores[1]["features"]["card_count_1d"] == 1
+    [copy] = logs.of(LATE_EVENTS)
+    value = orjson.loads(copy.value or b"")
+    assert value["event"] == orjson.loads(late.value or b"") and value["lateness_ms"] == LATENESS + 5
+    assert copy.key == late.key and dict(copy.headers) == {"stage": b"terminal", "source": b"transactions/1/7"}
+    assert pipeline.figures()["late"] == 1
+
+
 @pytest.mark.parametrize("named", [True, False])
 def test_a_label_reaches_its_terminal_with_and_without_its_name(named: bool) -> None:
     pipeline = make_pipeline(partitions=4)
@@ -432,6 +452,47 @@ def test_a_restarted_sender_still_tells_its_watermark(topic: str) -> None:
     task = pipeline.task(TP(topic, 0))
     processed(task, batch(topic, [record], replay=True))
     assert [len(out) for out in task.tick(0.0, True)] == [1]
+
+
+def test_a_source_without_any_record_is_waited_for_longer_and_said_so(caplog: pytest.LogCaptureFixture) -> None:
+    fed = Fed(make_pipeline("event_time"))
+    fed.pipeline.first_wait_s = 30.0
+    fed.feed([transaction(1, NOW), transaction(2, NOW + 1)])
+    for now_s in (0.0, 0.5, 2.0, 3.0):
+        fed.tick(TRANSACTIONS, now_s)
+        fed.tick(LABELS, now_s)
+    with caplog.at_level(logging.WARNING):
+        for now_s in (3.0, 10.0, 20.0, 25.0):
+            fed.tick(BY_TERMINAL, now_s)
+    [warning] = [r.getMessage() for r in caplog.records]
+    assert "2 rows have waited 15 s for transaction-labels/0" in warning
+    fed.tick(LABELS, 29.9)
+    assert fed.scores() == []
+    fed.tick(LABELS, 30.1)
+    assert [s["transaction_id"] for s in fed.scores()] == [1, 2]
+
+
+@pytest.mark.parametrize("jitter_ms", [0, 60_000])
+def test_events_out_of_order_within_the_delay_get_the_features_of_their_order(jitter_ms: int) -> None:
+    """Every card once, so that only the order by terminal matters: equal to the sorted events, however they came."""
+    pipeline = make_pipeline("event_time")
+    pipeline.watermark_delay_ms = jitter_ms
+    rng = np.random.default_rng(5)
+    times = NOW - DAY + np.sort(rng.integers(0, 2 * HOUR, 500))
+    events = [transaction(i, int(t), card=i, terminal=i % 3, amount=i + 0.5) for i, t in enumerate(times)]
+    known = [label(i, int(t) + 3 * DAY, i % 2) for i, t in enumerate(times)]
+    arrival = np.argsort(times + rng.integers(0, jitter_ms + 1, 500), kind="stable")
+    fed, exact = Fed(pipeline), Fed(make_pipeline("event_time"))
+    for where, order in ((fed, arrival), (exact, np.arange(500))):
+        where.feed(known, LABELS)
+        for first in range(0, 500, 50):
+            where.feed([events[i] for i in order[first : first + 50]])
+        for now_s in (0.0, 0.1, 1.2):
+            where.tick(TRANSACTIONS, now_s)
+            where.tick(LABELS, now_s)
+    assert [s["transaction_id"] for s in exact.scores()] == list(range(500))
+    assert fed.scores() == exact.scores()
+    assert jitter_ms == 0 or (np.diff(arrival) < 0).sum() > 50
 
 
 def test_what_may_still_come_at_the_newest_time_is_waited_for() -> None:

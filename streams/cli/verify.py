@@ -1,0 +1,55 @@
+"""headrace verify: replays each stage from its own input log and compares."""
+
+from __future__ import annotations
+
+import argparse
+
+from streams.cli.options import add_bootstrap, add_config, add_json, print_json
+from streams.cli.progress import progress
+from streams.errors import EXIT_FAILED, EXIT_OK
+
+EXAMPLE = "headrace verify --json"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    parser.add_argument("--pipeline", default="fraud", choices=["fraud"], help="whose stages (default: fraud)")
+    parser.add_argument("--group", metavar="GROUP", help="consumer group of the workers (default: headrace-fraud)")
+    parser.add_argument(
+        "--order", choices=["arrival", "event_time"], help="order that the workers ran with (default: arrival)"
+    )
+    add_config(parser)
+    add_bootstrap(parser)
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Exit code 0 when no row differs, 1 when one does."""
+    from streams.config import load_settings
+    from streams.fraud_worker import make_pipeline
+    from streams.log import connect
+    from streams.verify import verify_fraud
+
+    overrides = {"bootstrap": args.bootstrap, "group": args.group, "order": args.order}
+    settings = load_settings(args.config, overrides=overrides)
+    log = connect(settings.log_url(), settings.kafka_config())
+    with progress("records", None) as advance:
+        results = verify_fraud(log, settings.group, lambda: make_pipeline(settings), advance)
+    mismatching = sum(result.mismatching_rows for result in results)
+    differences = [difference.to_json() for result in results for difference in result.differences]
+    if args.json:
+        print_json(
+            {
+                "rows": sum(result.rows for result in results),
+                "mismatching_rows": mismatching,
+                "first_differences": differences,
+                "stages": {result.stage: result.to_json() for result in results},
+            }
+        )
+    else:
+        for result in results:
+            again = f", {result.repeated:,} of them sent more than once" if result.repeated else ""
+            print(f"{result.stage:<9} {result.rows:>12,} rows, {result.mismatching_rows:,} differ{again}")
+        for difference in differences:
+            print(f"  {difference['stage']} {difference['source']}: {difference['columns']}")
+    return EXIT_FAILED if mismatching else EXIT_OK
