@@ -1,16 +1,23 @@
 """Typed fields of the events that pipelines read: what a record must hold before it becomes a row of a Block.
 
 Plain data: `streams.codec` checks records against it, `features.engine` looks up which fields are numbers.
+
+The shipped schemas repair nothing. ``trim`` is off although white space around an id is common: a card's events are in
+the partition of the text that their sender wrote as the record's key, so that trimming here would give one card two
+half states in two partitions; and other ids come back in scores and dead letters, where their sender must find them as
+they were sent. ``clip`` is off since an amount that cannot be is more likely a fault of the sender than a large amount.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Literal, get_args
 
-__all__ = ["SCHEMAS", "TRANSACTIONS", "TRANSACTION_LABELS", "EventSchema", "Field", "Kind"]
+__all__ = ["SCHEMAS", "TRANSACTIONS", "TRANSACTION_LABELS", "EventSchema", "Field", "Kind", "SchemaError"]
 
 #: ``id``: integer or string; ``time_ms``: integer ms since the epoch, UTC; ``number``: finite float64; ``flag``: 0 or 1
 Kind = Literal["id", "time_ms", "number", "flag"]
@@ -21,6 +28,14 @@ ID_TEXT_BYTES_MAX = 256
 FUTURE_MS_MAX = 3_600_000
 
 
+class SchemaError(ValueError):
+    """A field or schema that cannot be: the text names the field, the value and what to write instead."""
+
+
+#: Rules that came after the first schemas were hashed: where a field does not use one, it is not in the hash.
+_LATER_RULES = ("categories", "clip", "trim")
+
+
 @dataclass(frozen=True, slots=True)
 class Field:
     """One field of an event.
@@ -28,6 +43,14 @@ class Field:
     ``minimum`` and ``maximum`` are inclusive, in ``unit``. ``text_bytes_max`` bounds an id given as a string
     (UTF-8 bytes). ``future_ms_max`` says how far a time may lie after the record's own timestamp; None means
     that any time up to ``maximum`` is right (a label may be known before it is due).
+
+    Three rules let a record through that is not quite right, and count it: ``clip`` sets a number outside its bounds
+    to the nearer one, ``trim`` takes white space off both ends of an id given as a string, ``categories`` are the ids
+    that are known (5 and "5" are the same): any other is still a row. SchemaError where the rules do not fit together.
+
+    >>> Field("amount", "number", minimum=5, maximum=3)
+    Traceback (most recent call last):
+    features.schema.SchemaError: field 'amount': minimum 5 is above maximum 3; exchange them
     """
 
     name: str
@@ -38,16 +61,93 @@ class Field:
     unit: str = ""
     text_bytes_max: int | None = None
     future_ms_max: int | None = None
+    categories: tuple[int | str, ...] | None = None
+    clip: bool = False
+    trim: bool = False
+
+    def __post_init__(self) -> None:
+        for wrong in _faults(self):
+            raise SchemaError(f"field {self.name!r}: {wrong}")
+
+
+def _faults(spec: Field) -> Iterator[str]:
+    """What is wrong with the field, each with its remedy."""
+    if not (isinstance(spec.name, str) and spec.name.isidentifier()):
+        yield "not a name; use letters, digits and _, starting with a letter"
+    if spec.kind not in get_args(Kind):
+        yield f"kind {spec.kind!r} is not known; choose one of {', '.join(get_args(Kind))}"
+    if not spec.required and spec.kind not in ("id", "number"):
+        yield f"only an id or a number can be optional, not a {spec.kind}; leave required out"
+    bounds = [b for b in (spec.minimum, spec.maximum) if b is not None]
+    for bound in bounds:
+        if not math.isfinite(bound):
+            yield f"bound {bound} is not finite; leave it out where there is no limit"
+    if len(bounds) == 2 and bounds[0] > bounds[1]:
+        yield f"minimum {bounds[0]:.15g} is above maximum {bounds[1]:.15g}; exchange them"
+    if spec.kind == "id" and bounds:
+        yield f"bound {bounds[0]:.15g} of an id; an id has text_bytes_max and categories only"
+    if spec.kind == "flag" and bounds != [0, 1]:
+        yield f"a flag with bounds {bounds}; write minimum=0, maximum=1"
+    if spec.clip and spec.kind != "number":
+        yield f"clip with kind {spec.kind}; only a number can be clipped, leave clip out"
+    if spec.clip and not bounds:
+        yield "clip without bounds; give minimum, maximum or both"
+    if spec.future_ms_max is not None and (spec.kind != "time_ms" or spec.future_ms_max < 0):
+        yield f"future_ms_max {spec.future_ms_max} with kind {spec.kind}; give a time_ms 0 or more, or leave it out"
+    yield from _id_faults(spec)
+
+
+def _id_faults(spec: Field) -> Iterator[str]:
+    if spec.trim and spec.kind != "id":
+        yield f"trim with kind {spec.kind}; only an id can be trimmed, leave trim out"
+    if spec.text_bytes_max is not None and (spec.kind != "id" or spec.text_bytes_max < 1):
+        yield f"text_bytes_max {spec.text_bytes_max} with kind {spec.kind}; give an id 1 or more, or leave it out"
+    if spec.categories is None:
+        return
+    if spec.kind != "id":
+        yield f"categories with kind {spec.kind}; only an id has categories, use minimum and maximum"
+    if not isinstance(spec.categories, tuple) or not spec.categories:
+        yield f"categories {spec.categories!r} is not a tuple of ids; write one as in ('NL', 'BE'), or leave it out"
+        return
+    seen: set[str] = set()
+    for category in spec.categories:
+        text = str(category)
+        if type(category) not in (int, str) or not text:
+            yield f"category {category!r} is not an id; give integers or strings that are not empty"
+        if spec.trim and text != text.strip():
+            yield f"category {category!r} begins or ends with white space, which trim takes off; take it off here too"
+        if spec.text_bytes_max is not None and len(text.encode()) > spec.text_bytes_max:
+            yield f"category {category!r} is longer than text_bytes_max {spec.text_bytes_max}; raise it"
+        if text in seen:
+            yield f"category {category!r} is there twice; take one out"
+        seen.add(text)
 
 
 @dataclass(frozen=True, slots=True)
 class EventSchema:
-    """The fields of one topic's events; ``key`` is the field whose text is the record's Kafka key."""
+    """The fields of one topic's events; ``key`` is the field whose text is the record's Kafka key.
+
+    SchemaError where ``key`` is not a required id, ``time`` not a time of the schema, or a name is there twice.
+    """
 
     topic: str
     key: str
     time: str
     fields: tuple[Field, ...]
+
+    def __post_init__(self) -> None:
+        for name in self.names:
+            if self.names.count(name) > 1:
+                raise SchemaError(f"{self.topic}: field {name!r} is there twice; take one out")
+        if self.key not in [f.name for f in self.fields if f.kind == "id" and f.required]:
+            raise SchemaError(f"{self.topic}: key {self.key!r} is not a required id; name one of the schema's")
+        if self.time not in self.of_kind("time_ms"):
+            raise SchemaError(f"{self.topic}: time {self.time!r} is not a time_ms field; name one of the schema's")
+        if self.field(self.key).trim:
+            raise SchemaError(
+                f"{self.topic}: trim of the key {self.key!r}; records are partitioned by the text as it was sent, a "
+                "trimmed id would have its state in two partitions: leave trim out and trim before sending"
+            )
 
     def field(self, name: str) -> Field:
         """The field called ``name``; KeyError says which there are."""
@@ -67,7 +167,12 @@ class EventSchema:
     @property
     def schema_hash(self) -> str:
         """sha256 (hex) over the canonical JSON of the definition."""
-        text = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        definition = asdict(self)
+        for spec in definition["fields"]:
+            for rule in _LATER_RULES:
+                if not spec[rule]:
+                    del spec[rule]
+        text = json.dumps(definition, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
 

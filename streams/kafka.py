@@ -102,6 +102,7 @@ class KafkaConsumer:
             self._consumer = Consumer({**settings, "on_commit": self._on_commit}, logger=logger)
         except (KafkaException, ValueError) as exc:
             raise config_error(exc, "consumer") from exc
+        self._starts: dict[TP, int | None] = {}
         self._commit_done: Callable[[Exception | None], None] | None = None
         self._listener: RebalanceListener | None = None
 
@@ -115,6 +116,7 @@ class KafkaConsumer:
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         assert self._listener is not None
         starts = self._listener.on_assign([TP(p.topic, p.partition) for p in partitions])
+        self._starts.update(starts)
         consumer.incremental_assign(
             [
                 TopicPartition(tp.topic, tp.partition, OFFSET_STORED if start is None else start)
@@ -228,7 +230,8 @@ class KafkaConsumer:
 
     def position(self, tp: TP) -> int | None:
         [part] = self._consumer.position([TopicPartition(tp.topic, tp.partition)])
-        return part.offset if part.offset >= 0 else None
+        # before its first record librdkafka knows no position: then it is where reading begins
+        return part.offset if part.offset >= 0 else self._starts.get(tp)
 
     def offset_range(self, tp: TP, timeout_s: float = 5.0) -> tuple[int, int]:
         part = TopicPartition(tp.topic, tp.partition)
@@ -253,6 +256,7 @@ class KafkaConsumer:
 
     def seek(self, tp: TP, offset: int) -> None:
         self._consumer.seek(TopicPartition(tp.topic, tp.partition, offset))
+        self._starts[tp] = offset
 
     def close(self) -> None:
         if not self._closed:

@@ -1,9 +1,11 @@
-"""headrace features: the features of event files, offline."""
+"""headrace features: the features of event files, offline; or what they are."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,30 +22,44 @@ if TYPE_CHECKING:
 
 EXAMPLE = "headrace features --from transactions.parquet --labels labels.parquet --to features.parquet"
 
+_MEMORY_NOTE = "memory: of the state that the features of an entity share"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     add_pipeline(parser)
+    parser.add_argument("--set", choices=["default", "rich"], default="default", help="feature set (default: default)")
     add_inputs(parser, required=False)
     parser.add_argument(
         "--to", type=Path, metavar="FILE.parquet", help="transaction_id and the features, rows as in EVENTS"
     )
     add_order(parser)
-    parser.add_argument("--describe", action="store_true", help="show the features instead: window, delay, unit")
+    parser.add_argument(
+        "--describe",
+        action="store_true",
+        help="show each feature instead, reading no file: entity, what, window, delay, unit, memory per key",
+    )
     add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Writes one row per transaction, repeated ones left out."""
+    features = _feature_set(args.set)
+    files = {"--from": args.source, "--labels": args.labels, "--to": args.to}
     if args.describe:
-        return _describe(as_json=args.json)
-    if args.source is None or args.to is None:
-        raise ConfigError("--from and --to: both are needed; or --describe to see the features")
+        given = [f"{option} {path}" for option, path in files.items() if path is not None]
+        if given:
+            raise ConfigError(f"{' '.join(given)}: --describe reads and writes no file; leave out one or the other")
+        return _describe(features, as_json=args.json)
+    missing = [option for option in ("--from", "--to") if files[option] is None]
+    if missing:
+        raise ConfigError(f"{' and '.join(missing)}: missing; give both, or --describe alone to see the features")
     check_output(args.to, [".parquet"], [args.source, args.labels])
     import pyarrow.parquet as pq
 
     started = time.perf_counter()
     inputs = read_inputs(args)
+    inputs = replace(inputs, settings=replace(inputs.settings, features=features))
     made = inputs.features(args.order).in_input_order()
     table = _table(inputs.events, made, inputs.settings.features)
     with written(args.to) as path:
@@ -81,15 +97,42 @@ def id_array(ids: Ids) -> pa.Array:
     return pa.array(ids.ints) if ids.ints is not None else pa.array([str(v) for v in ids.to_list()], pa.string())
 
 
-def _describe(*, as_json: bool) -> int:
-    from features.fraud import DEFAULT
+def _feature_set(name: str) -> FeatureSet:
+    import features.fraud
 
-    rows = DEFAULT.describe()
+    found: FeatureSet | None = getattr(features.fraud, name.upper(), None)
+    if found is None:
+        raise ConfigError(f"--set {name}: this version has no such feature set; use --set default")
+    return found
+
+
+def _describe(features: FeatureSet, *, as_json: bool) -> int:
+    rows = features.describe()
     if as_json:
-        print_json({"name": DEFAULT.name, "schema_hash": DEFAULT.schema_hash, "features": rows})
+        print_json({"name": features.name, "schema_hash": features.schema_hash, "features": rows})
         return EXIT_OK
-    titles = {name: name for name in rows[0]}
-    widths = {name: max(len(row[name]) for row in [titles, *rows]) for name in titles}
-    for row in [titles, *rows]:
-        print("  ".join(row[name].ljust(width) for name, width in widths.items()).rstrip())
+    columns = {title: [row[title] for row in rows] for title in rows[0]}
+    note = _MEMORY_NOTE if any(columns.get("memory", [])) else None
+    if sys.stdout.isatty():
+        _print_table(f"{features.name}: {len(features)} features", columns, note)
+        return EXIT_OK
+    widths = {title: max(map(len, [title, *texts])) for title, texts in columns.items()}
+    for cells in [columns.keys(), *zip(*columns.values(), strict=True)]:
+        line = "  ".join(cell.ljust(width) for cell, width in zip(cells, widths.values(), strict=True))
+        print(line.rstrip())
+    if note:
+        print(f"\n{note}")
     return EXIT_OK
+
+
+def _print_table(title: str, columns: dict[str, list[str]], note: str | None) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, caption=note, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left")
+    for name in columns:
+        table.add_column(name, overflow="fold")
+    for cells in zip(*columns.values(), strict=True):
+        table.add_row(*cells)
+    Console().print(table)

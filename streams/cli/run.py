@@ -51,9 +51,18 @@ def run(args: argparse.Namespace) -> int:
         figures = pipeline.figures()
         if args.json:
             seconds = {**pipeline.meters.seconds, **worker.seconds}
-            print_json({**figures, "seconds": {k: round(v, 4) for k, v in sorted(seconds.items())}})
+            print_json(
+                {
+                    **figures,
+                    "quality": pipeline.quality(),
+                    "seconds": {k: round(v, 4) for k, v in sorted(seconds.items())},
+                }
+            )
         else:
             print(", ".join(f"{name} {count:,}" for name, count in figures.items()), flush=True)
+            for topic, counters in (("transactions", pipeline.transactions), ("labels", pipeline.labels)):
+                if counters.quality:
+                    print(f"{topic}: {counters.quality}", flush=True)
 
     spare_the_collector()
 

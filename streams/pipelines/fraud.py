@@ -12,8 +12,9 @@ from typing import Any
 
 import orjson
 
-from features import engine
+from features import engine, schema
 from models.slot import ModelSlot
+from streams.codec import Decoder
 from streams.encode import ScoreEncoder
 from streams.log import TP, OutBatch, RecordBatch, TopicInfo
 from streams.partitioner import KeyPlacement
@@ -46,8 +47,13 @@ class FraudPipeline:
     placement: KeyPlacement = field(default_factory=lambda: KeyPlacement(TRANSACTIONS))
     infos: Mapping[str, TopicInfo] = field(default_factory=dict)
     encoder: ScoreEncoder = field(init=False)
+    transactions: Decoder = field(init=False)
+    labels: Decoder = field(init=False)
+    #: when one of the tasks has last said, by its clock, for whom it waits
+    wait_said_s: float = float("-inf")
 
     def __post_init__(self) -> None:
+        self.transactions, self.labels = Decoder(schema.TRANSACTIONS), Decoder(schema.TRANSACTION_LABELS)
         self.encoder = ScoreEncoder(self.settings.features.names if self.log_features else None)
 
     @property
@@ -97,6 +103,12 @@ class FraudPipeline:
                 outputs += trial.process([(trial.task(TP(topic, 0)), _trial_batch(topic, values, now))])
             shuffled = [v for out in outputs for v in out.values if v is not None]
             trial.process([(trial.task(TP(BY_TERMINAL, 0)), _trial_batch(BY_TERMINAL, shuffled, now))])
+
+    def quality(self) -> dict[str, dict[str, dict[str, int]]]:
+        """By topic and field, how many values were missing, out of range, mended and so on; topics without are left
+        out. A record can count in several fields."""
+        counted = {TRANSACTIONS: self.transactions.quality.to_dict(), LABELS: self.labels.quality.to_dict()}
+        return {topic: fields for topic, fields in counted.items() if fields}
 
     def figures(self) -> dict[str, int]:
         """What this worker has done since its start; once all is out, received = scored + dead_letters + duplicates."""

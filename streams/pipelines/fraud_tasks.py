@@ -13,7 +13,7 @@ import numpy as np
 import orjson
 
 from features.block import Block, BoolArray, FloatArray, Ids, IntArray
-from streams.codec import Dead, decode_labels, decode_together, decode_transactions
+from streams.codec import Dead, decode_together
 from streams.encode import decimal_keys, source_headers
 from streams.log import TP, OutBatch, RecordBatch
 from streams.merge import ArrivalOrder, EventTimeOrder, Merged, Order
@@ -109,7 +109,7 @@ class CardTask(_Sender):
         batches = [fresh_part(batch, task.next_offset) for task, batch in parts]
         nbytes = sum(batch.nbytes for batch in batches)
         with pipeline.meters.part("decode", nbytes):
-            decoded = decode_together(decode_transactions, batches)
+            decoded = decode_together(pipeline.transactions.decode, batches)
         with pipeline.meters.part("features", nbytes):
             made = [task._features(block) for (task, _), (block, _) in zip(parts, decoded, strict=True)]
         outputs: list[OutBatch] = []
@@ -183,7 +183,7 @@ class LabelTask(_Sender):
         batches = [fresh_part(batch, task.next_offset) for task, batch in parts]
         outputs: list[OutBatch] = []
         with pipeline.meters.part("labels", sum(batch.nbytes for batch in batches)):
-            decoded = decode_together(decode_labels, batches)
+            decoded = decode_together(pipeline.labels.decode, batches)
             for (task, _), batch, (block, dead) in zip(parts, batches, decoded, strict=True):
                 outputs += task._process(batch, block, dead)
         return outputs
@@ -239,14 +239,14 @@ class TerminalTask:
             self._waits_since = None
         elif self._waits_since is None:
             self._waits_since = now_s
-        elif now_s - self._waits_since >= _WAIT_SAID_S:
-            self._waits_since = now_s
+        elif now_s - max(self._waits_since, self.pipeline.wait_said_s) >= _WAIT_SAID_S:
+            self.pipeline.wait_said_s = now_s
             names = ", ".join(f"{topic}/{partition}" for topic, partition in waits_for[:4])
             logger.warning(
                 "%s/%d: %d rows have waited %.0f s for %s%s, which have not passed them and are not known to be idle",
                 *self.tp,
                 self.order.waiting,
-                _WAIT_SAID_S,
+                now_s - self._waits_since,
                 names,
                 f" and {len(waits_for) - 4} more" if len(waits_for) > 4 else "",
             )

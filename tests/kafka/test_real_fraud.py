@@ -1,11 +1,13 @@
 """The public benchmark's transactions and labels through produce, run and consume: every row once, every feature exact.
 
-All 1.3 million rows with HEADRACE_FULL=1; by default the first 100,000.
+All 1.3 million rows with HEADRACE_FULL=1; by default the first 100,000, and fewer for other numbers of partitions.
 """
 
 from __future__ import annotations
 
+import json
 import os
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -19,36 +21,57 @@ from streams.broker import Broker
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(600)]
 
-ROWS = None if os.environ.get("HEADRACE_FULL") == "1" else 100_000
+FULL = os.environ.get("HEADRACE_FULL") == "1"
 EXACT = [name for name in DEFAULT.names if "mean" not in name]
 
 
-def test_every_row_is_scored_once_with_the_published_features(kafka: Broker, data_dir: Path, tmp_path: Path) -> None:
-    transactions = pq.read_table(data_dir / "fraud_transactions.parquet").slice(0, ROWS)
+@pytest.mark.parametrize(
+    ("partitions", "workers", "rows"),
+    [(4, 1, None if FULL else 100_000), (1, 1, 100_000 if FULL else 30_000), (16, 3, None if FULL else 30_000)],
+)
+def test_every_row_is_scored_once_with_the_published_features(
+    kafka: Broker, data_dir: Path, tmp_path: Path, partitions: int, workers: int, rows: int | None
+) -> None:
+    transactions = pq.read_table(data_dir / "fraud_transactions.parquet").slice(0, rows)
     last = pc.max(transactions["event_time"]).as_py()
     known = pq.read_table(data_dir / "fraud_labels.parquet", filters=pc.field("label_time") <= last)
-    expected = pq.read_table(data_dir / "fraud_expected.parquet").slice(0, ROWS)
+    expected = pq.read_table(data_dir / "fraud_expected.parquet").slice(0, rows)
     files = {"transactions": tmp_path / "transactions.parquet", "transaction-labels": tmp_path / "labels.parquet"}
     for table, file in zip((transactions, known), files.values(), strict=True):
         pq.write_table(table, file)
 
-    fresh_topics(kafka.bootstrap)
+    fresh_topics(kafka.bootstrap, partitions)
     to = ("--bootstrap", kafka.bootstrap)
-    with Worker(kafka.bootstrap, tmp_path, "real", "--order", "event_time", config="") as worker:
+    # a slice of a few days has no labels in it: its partitions are then waited for, but not for long
+    config = (
+        "first_wait_ms = 15000\n[kafka]\nconsumer.session.timeout.ms = 3000\nconsumer.heartbeat.interval.ms = 500\n"
+    )
+    with ExitStack() as stack:
+        # the largest number of partitions also has a worker that dies in the middle
+        running = [
+            stack.enter_context(Worker(kafka.bootstrap, tmp_path, "real", "--order", "event_time", config=config))
+            for _ in range(workers)
+        ]
         for topic, file in files.items():
             sent = headrace("produce", "--topic", topic, "--from", str(file), *to, timeout_s=300)
             assert sent.returncode == 0, sent.stderr
+        if workers > 2:
+            running.pop().kill()
         scores = tmp_path / "scores.jsonl"
+        count = ("--count", str(len(transactions))) if workers < 3 else ("--idle", "25")
         read = headrace(
-            "consume", "--topic", "fraud-scores", "--to", str(scores), "--count", str(len(transactions)), *to,
-            timeout_s=500,
+            "consume", "--topic", "fraud-scores", "--to", str(scores), *count, *to, timeout_s=500
         )  # fmt: skip
         assert read.returncode == 0, read.stderr
-        figures = worker.stop(within_s=20)
-    assert figures["received"] == figures["scored"] == len(transactions)
-    assert figures["late"] == figures["dead_letters"] == figures["duplicates"] == 0
+        figures = [worker.stop(within_s=20) for worker in running]
+    if workers == 1:
+        assert figures[0]["received"] == figures[0]["scored"] == len(transactions)
+    assert all(f["late"] == f["dead_letters"] == f["duplicates"] == 0 for f in figures)
 
-    live = {s["transaction_id"]: list(s["features"].values()) for s in lines(scores)}
+    live: dict[int, list[float]] = {}
+    for score in lines(scores):
+        vector = list(score["features"].values())
+        assert live.setdefault(score["transaction_id"], vector) == vector, "what is sent twice is the same"
     ids = expected["transaction_id"].to_pylist()
     assert sorted(live) == sorted(ids)
     matrix = np.array([live[i] for i in ids])
@@ -56,3 +79,9 @@ def test_every_row_is_scored_once_with_the_published_features(kafka: Broker, dat
         exact = expected[name].to_numpy().astype(np.float64)
         wrong = matrix[:, j] != exact if name in EXACT else np.abs(matrix[:, j] - exact) > 1e-9
         assert not wrong.any(), f"{name}: {int(wrong.sum())} rows differ"
+
+    verified = headrace("verify", "--group", "real", "--order", "event_time", "--json", *to, timeout_s=300)
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+    found = json.loads(verified.stdout.splitlines()[-1])
+    assert found["mismatching_rows"] == 0
+    assert {stage: f["rows"] for stage, f in found["stages"].items()}["card"] == len(transactions)

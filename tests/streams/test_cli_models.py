@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from live_fraud import SETTINGS, LiveFraud, lines
 
+from features.declare import FeatureSet, by, field
 from features.fraud import DEFAULT
 from features.schema import TRANSACTION_LABELS, TRANSACTIONS
 from models.registry import ALIASES, Registry
@@ -154,13 +155,65 @@ def test_features_by_arrival_of_text_ids_and_invalid_lines(headrace: Headrace, t
 
 
 def test_describe(headrace: Headrace) -> None:
-    text = headrace("features", "--describe").out
-    assert len(text.splitlines()) == 16
-    row = next(line for line in text.splitlines() if line.startswith("terminal_risk_7d"))
-    assert row.split() == ["terminal_risk_7d", "terminal_id", "risk", "7d", "7d", "share"]
+    result = headrace("features", "--pipeline", "fraud", "--describe")
+    header, *rows = result.out.split("\n\n")[0].splitlines()
+    assert result.code == 0 and len(rows) == 15
+    assert header.split() == ["name", "entity", "what", "window", "delay", "unit", "memory"]
+    row = next(line for line in rows if line.startswith("terminal_risk_7d"))
+    assert row.split()[:6] == ["terminal_risk_7d", "terminal_id", "risk", "7d", "7d", "share"]
+    assert row.index("share") == header.index("unit") and row.index("B/key") > header.index("memory")
+    assert "memory: of the state that the features of an entity share" in result.out
     figures = headrace("features", "--describe", "--json").figures
-    assert figures["schema_hash"] == DEFAULT.schema_hash
-    assert [f["name"] for f in figures["features"]] == list(DEFAULT.names)
+    assert figures["schema_hash"] == DEFAULT.schema_hash and figures["name"] == "fraud-default"
+    assert figures["features"] == DEFAULT.describe()
+
+
+def test_describe_on_a_terminal(headrace: Headrace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    out = headrace("features", "--describe").out
+    assert "fraud-default: 15 features" in out
+    assert all(name in out for name in DEFAULT.names) and "terminal_id" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--describe", "--from", "e.jsonl", "--to", "f.parquet"], "--from e.jsonl --to f.parquet: --describe reads"),
+        (["--describe", "--labels", "l.jsonl"], "--labels l.jsonl: --describe reads and writes no file; leave out one"),
+        ([], "--from and --to: missing; give both, or --describe alone to see the features"),
+        (["--from", "e.jsonl"], "--to: missing; give both"),
+        (["--to", "f.parquet"], "--from: missing; give both"),
+    ],
+)
+def test_files_or_a_description(headrace: Headrace, words: list[str], says: str) -> None:
+    result = headrace("features", *words)
+    assert result.code == 2 and result.err.startswith(f"headrace features: {says}")
+
+
+def test_another_feature_set(headrace: Headrace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = FeatureSet("small", [field("amount"), by("card_id").count("1h"), by("terminal_id").count("1d")])
+    monkeypatch.setattr("features.fraud.RICH", small, raising=False)
+    described = headrace("features", "--describe", "--set", "rich", "--json").figures
+    assert described["name"] == "small" and described["schema_hash"] == small.schema_hash
+    events = [
+        {"transaction_id": i, "event_time": START + i * 1_000, "card_id": 1, "terminal_id": i, "amount": 2.5}
+        for i in range(3)
+    ]
+    (tmp_path / "e.jsonl").write_bytes(b"\n".join(lines(events)))
+    words = ["--from", tmp_path / "e.jsonl", "--to", tmp_path / "f.parquet", "--set", "rich"]
+    assert headrace("features", *words).code == 0
+    written = pq.read_table(tmp_path / "f.parquet")
+    assert written.column_names == ["transaction_id", *small.names]
+    assert written["card_count_1h"].to_pylist() == [1, 2, 3] and written["terminal_count_1d"].to_pylist() == [1, 1, 1]
+
+
+def test_a_feature_set_that_is_not_there(headrace: Headrace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("features.fraud.RICH", raising=False)
+    result = headrace("features", "--describe", "--set", "rich")
+    assert result.code == 2 and "--set rich: this version has no such feature set; use --set default" in result.err
+    assert headrace("features", "--describe", "--set", "richest").code == 2
 
 
 # --- train ---

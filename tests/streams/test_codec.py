@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,19 @@ import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles_codec import read_event
+from oracles_codec import Counts, read_event
 
-from features.schema import TRANSACTION_LABELS, TRANSACTIONS, EventSchema, Field
-from streams.codec import VALUE_BYTES_MAX, Decoder, decode_labels, decode_transactions, present_column
+from features.block import Block
+from features.schema import SCHEMAS, TIME_MS_MAX, TIME_MS_MIN, TRANSACTION_LABELS, TRANSACTIONS, EventSchema, Field
+from streams.codec import (
+    VALUE_BYTES_MAX,
+    Dead,
+    Decoder,
+    decode_labels,
+    decode_together,
+    decode_transactions,
+    present_column,
+)
 from streams.log import TP, RecordBatch
 
 NOW_MS = 1_722_540_800_000
@@ -52,10 +62,20 @@ def reasons_of(value: bytes | None, timestamp_ms: int = NOW_MS) -> list[str]:
     return [d.reason for d in dead]
 
 
+def as_dict(counts: Counts) -> dict[str, dict[str, int]]:
+    out: dict[str, dict[str, int]] = {}
+    for (name, finding), n in counts.items():
+        out.setdefault(name, {})[finding] = n
+    return out
+
+
 def check_against_oracle(schema: EventSchema, values: list[bytes | None], timestamps: list[int]) -> None:
     batch = batch_of(values, timestamps, schema.topic)
-    block, dead = Decoder(schema, SMALL_BYTES_MAX).decode(batch)
-    verdicts = [read_event(schema, v, t, SMALL_BYTES_MAX) for v, t in zip(values, timestamps, strict=True)]
+    decoder = Decoder(schema, SMALL_BYTES_MAX)
+    block, dead = decoder.decode(batch)
+    counts: Counts = Counter()
+    verdicts = [read_event(schema, v, t, SMALL_BYTES_MAX, counts) for v, t in zip(values, timestamps, strict=True)]
+    assert decoder.quality.to_dict() == as_dict(counts)
     good = [i for i, verdict in enumerate(verdicts) if isinstance(verdict, dict)]
     assert [d.index for d in dead] == [i for i in range(len(values)) if i not in good]
     for d in dead:
@@ -77,7 +97,9 @@ def check_against_oracle(schema: EventSchema, values: list[bytes | None], timest
         else:
             column = block.columns[field.name]
             assert column.dtype == (np.float64 if field.kind == "number" else np.int64)
-            assert column.tolist() == expected
+            np.testing.assert_array_equal(
+                column, np.array([np.nan if v is None else v for v in expected], column.dtype)
+            )
     extras = [e["extra"] for e in events if isinstance(e, dict)]
     if not any(extras):
         assert block.extra is None
@@ -205,16 +227,103 @@ def test_all_dead_and_empty_batches() -> None:
 
 def test_optional_number_is_nan_when_absent() -> None:
     fields = (*TRANSACTIONS.fields, Field("price", "number", required=False, minimum=0.0, maximum=9.0))
-    schema = EventSchema("transactions", "card_id", "event_time", fields)
-    block, dead = Decoder(schema).decode(batch_of([with_fields(), with_fields(price=3), with_fields(price=10)]))
+    decoder = Decoder(EventSchema("transactions", "card_id", "event_time", fields))
+    block, dead = decoder.decode(batch_of([with_fields(), with_fields(price=3), with_fields(price=10)]))
     np.testing.assert_array_equal(block.columns["price"], [np.nan, 3.0])
     assert [d.index for d in dead] == [2]
+    assert decoder.quality.to_dict() == {"price": {"missing": 1, "out_of_range": 1}}
 
 
-def test_optional_flag_is_refused_at_construction() -> None:
-    schema = EventSchema("t", "a", "b", (Field("f", "flag", required=False, minimum=0, maximum=1),))
-    with pytest.raises(ValueError, match=r"t\.f: only an id or a number can be optional"):
-        Decoder(schema)
+# --- clip, trim, categories ---
+
+#: every rule that mends or notes, beside those of transactions
+PICKY = EventSchema(
+    "payments",
+    "transaction_id",
+    "event_time",
+    (
+        Field("transaction_id", "id", text_bytes_max=256),
+        Field("event_time", "time_ms", minimum=TIME_MS_MIN, maximum=TIME_MS_MAX, future_ms_max=3_600_000),
+        Field("card_id", "id", text_bytes_max=256, trim=True),
+        Field("terminal_id", "id", required=False, trim=True, categories=("t3", 5, "06", 2**63, -4), text_bytes_max=20),
+        Field("amount", "number", minimum=1.0, maximum=1e3, clip=True),
+        Field("price", "number", required=False, minimum=0.0, clip=True),
+        Field("country", "id", required=False, categories=("NL", "BE")),
+    ),
+)
+
+
+def picky(*events: dict[str, Any]) -> tuple[Block, list[Dead], dict[str, dict[str, int]]]:
+    decoder = Decoder(PICKY)
+    block, dead = decoder.decode(batch_of([orjson.dumps({**GOOD, "terminal_id": 5, **e}) for e in events]))
+    return block, dead, decoder.quality.to_dict()
+
+
+def test_clipped_numbers_are_set_to_the_bound() -> None:
+    block, dead, quality = picky({"amount": 0.5}, {"amount": 1}, {"amount": -7}, {"amount": 1e300}, {"price": -1})
+    assert not dead
+    assert block.columns["amount"].tolist() == [1, 1, 1, 1000, 12.5]
+    assert block.columns["price"].tolist()[4] == 0
+    assert quality["amount"] == {"clipped": 3}
+    assert quality["price"] == {"clipped": 1, "missing": 4}
+
+
+def test_what_is_not_a_number_is_not_clipped() -> None:
+    block, dead, quality = picky({"amount": "9999"}, {"amount": True}, {"amount": None}, {"amount": 9999})
+    assert [d.reason.split(";")[0] for d in dead] == [
+        "amount '9999': a string, not a number",
+        "amount True: a boolean, not a number",
+        "amount: missing or null",
+    ]
+    assert dead[0].reason.endswith("send a finite number")
+    assert block.columns["amount"].tolist() == [1000]
+    assert quality["amount"] == {"clipped": 1, "missing": 1, "wrong_type": 2}
+
+
+def test_trimmed_ids_are_those_without_white_space() -> None:
+    block, dead, quality = picky({"card_id": " a\u00a0b\t\n"}, {"card_id": 7}, {"card_id": "7 "}, {"card_id": "ab"})
+    assert not dead
+    assert block.ids["card_id"].to_list() == ["a\u00a0b", 7, "7", "ab"]
+    np.testing.assert_array_equal(block.ids["card_id"].keys()[1], block.ids["card_id"].keys()[2])
+    assert quality["card_id"] == {"trimmed": 2}
+
+
+def test_white_space_alone_is_no_id_and_the_reason_shows_what_was_sent() -> None:
+    block, dead, quality = picky({"card_id": " \t"}, {"card_id": " " * 300 + "x"}, {"terminal_id": f" {'y' * 21} "})
+    assert [d.index for d in dead] == [0, 2] and block.ids["card_id"].to_list() == ["x"]
+    assert dead[0].reason.startswith("card_id ' \\t': nothing but white space; send an integer of 64 bits")
+    assert "21 bytes of text, above the maximum 20" in dead[1].reason
+    assert quality["card_id"] == {"out_of_range": 1, "trimmed": 1}
+    assert quality["terminal_id"] == {"out_of_range": 1}
+
+
+def test_an_unseen_category_is_a_row() -> None:
+    ids = ["t3", " t3 ", 5, "5", "05", 6, "06", 2**63, str(2**63), -4, "-4", None, "T3", "t4 ", True]
+    block, dead, quality = picky(*({"terminal_id": v} for v in ids))
+    assert len(block) == 14 and [d.index for d in dead] == [14]
+    assert quality["terminal_id"] == {"missing": 1, "trimmed": 2, "unseen_category": 4, "wrong_type": 1}
+    assert quality["country"] == {"missing": 15}
+    assert picky({"terminal_id": 5}, {"terminal_id": 0}, {})[2]["terminal_id"] == {"unseen_category": 1}
+
+
+def test_a_value_counts_whatever_else_is_in_its_record() -> None:
+    block, dead, quality = picky({"event_time": 1, "card_id": [], "amount": 5000, "terminal_id": "?", "country": "NL"})
+    assert len(block) == 0 and dead[0].reason.startswith("event_time 1: below the minimum")
+    assert quality == {
+        "amount": {"clipped": 1},
+        "card_id": {"wrong_type": 1},
+        "event_time": {"out_of_range": 1},
+        "price": {"missing": 1},
+        "terminal_id": {"unseen_category": 1},
+    }
+
+
+def test_shipped_schemas_mend_nothing() -> None:
+    assert not [f.name for s in SCHEMAS.values() for f in s.fields if f.clip or f.trim or f.categories]
+    (reason,) = reasons_of(with_fields(amount=-1))
+    assert reason.startswith("amount -1: below the minimum 0")
+    block, _ = decode_transactions(batch_of([with_fields(card_id=" 7 ")]))
+    assert block.ids["card_id"].to_list() == [" 7 "]
 
 
 # --- against the oracle ---
@@ -276,7 +385,21 @@ def damaged(draw: st.DrawFn) -> bytes:
     return bytes(value)
 
 
+PADDED_IDS = st.one_of(
+    st.sampled_from(["t3", " t3", "5 ", 5, "06", 2**63, -4, "\u00a0", "a b ", "\x1f", "NL", " NL", "DE", "x" * 21]),
+    ODD_IDS,
+)
+PICKY_EVENTS = st.fixed_dictionaries(
+    {
+        "transaction_id": rarely(PADDED_IDS, 1),
+        "event_time": rarely(ODD_TIMES, NOW_MS),
+        "card_id": rarely(PADDED_IDS, "c 2"),
+        "amount": rarely(ODD_NUMBERS, 9.99),
+    },
+    optional={"terminal_id": PADDED_IDS, "price": ODD_NUMBERS, "country": PADDED_IDS, "extra": JSON},
+).map(json_bytes)
 VALUES = st.one_of(EVENTS, EVENTS, damaged(), st.none(), st.binary(max_size=30), JSON.map(json_bytes))
+PICKY_VALUES = st.one_of(PICKY_EVENTS, PICKY_EVENTS, PICKY_EVENTS, VALUES)
 TIMESTAMPS = st.sampled_from([NOW_MS, NOW_MS, NOW_MS - 1, -1, 0, 2**63 - 1])
 
 
@@ -293,19 +416,33 @@ def test_labels_equal_the_oracle(values: list[bytes | None]) -> None:
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.lists(st.tuples(PICKY_VALUES, TIMESTAMPS), max_size=10))
+def test_mended_events_equal_the_oracle(records: list[tuple[bytes | None, int]]) -> None:
+    check_against_oracle(PICKY, [v for v, _ in records], [t for _, t in records])
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
 @given(damaged() | EVENTS)
 def test_one_record_alone_takes_the_typed_parser_to_the_same_verdict(value: bytes) -> None:
     check_against_oracle(TRANSACTIONS, [value], [NOW_MS])
+    check_against_oracle(PICKY, [value], [NOW_MS])
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
-@given(st.lists(VALUES, min_size=2, max_size=8), st.data())
-def test_verdict_does_not_depend_on_neighbours(values: list[bytes | None], data: st.DataObject) -> None:
-    cut = data.draw(st.integers(1, len(values) - 1))
-    whole = [(d.index, d.reason) for d in decode_transactions(batch_of(values))[1]]
-    first = [(d.index, d.reason) for d in decode_transactions(batch_of(values[:cut]))[1]]
-    second = [(d.index + cut, d.reason) for d in decode_transactions(batch_of(values[cut:]))[1]]
-    assert whole == first + second
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(st.sampled_from([TRANSACTIONS, PICKY]), st.lists(PICKY_VALUES, min_size=2, max_size=8), st.data())
+def test_verdicts_and_counts_do_not_depend_on_the_cuts(
+    schema: EventSchema, values: list[bytes | None], data: st.DataObject
+) -> None:
+    whole, parted, together = Decoder(schema), Decoder(schema), Decoder(schema)
+    _, dead = whole.decode(batch_of(values))
+    ends = sorted({*data.draw(st.lists(st.integers(1, len(values) - 1), max_size=3)), len(values)})
+    batches = [batch_of(values[a:b]) for a, b in zip([0, *ends], ends, strict=False)]
+    one_by_one = [parted.decode(batch) for batch in batches]
+    at_once = decode_together(together.decode, batches)
+    for results in (one_by_one, at_once):
+        starts = [0, *ends]
+        assert dead == [Dead(d.index + a, d.reason) for a, (_, bad) in zip(starts, results, strict=False) for d in bad]
+    assert whole.quality.to_dict() == parted.quality.to_dict() == together.quality.to_dict()
 
 
 @pytest.mark.parametrize("depth", [240, 250, 253, 254, 255, 300, 900, 1000])

@@ -158,6 +158,17 @@ def test_position_range_and_seek(log: Log, topic: str, group: str) -> None:
     assert [o for b in read(consumer, 2) for o in b.offsets] == [3, 4]
 
 
+def test_a_partition_without_any_record_is_read_to_its_end(log: Log, topic: str, group: str) -> None:
+    send(log, OutBatch(topic, [b"x"] * 5, None, 0))
+    consumer, _ = member(log, group, topic)
+    read(consumer, 5)
+    empty = TP(topic, 1)
+    deadline = time.monotonic() + 20
+    while not consumer.at_end(empty) and time.monotonic() < deadline:
+        consumer.poll(0.1, 10)
+    assert consumer.at_end(empty) and consumer.position(empty) == 0
+
+
 def test_paused_partitions_give_nothing_and_lose_nothing(log: Log, topic: str, group: str) -> None:
     consumer, _ = member(log, group, topic)
     send(log, OutBatch(topic, [b"first"], None, 0))
