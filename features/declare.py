@@ -6,19 +6,41 @@
 
 A window of width ``w`` and delay ``d`` at time ``t`` holds the entity's events with event time in
 ``(t-d-w, t-d]``; without a delay the event itself is in it. Events of the same time count only if they are
-earlier in the log. Everything is checked when declared: a `FeatureError` names feature, field and remedy.
+earlier in the log. Instead of a width, ``last=5`` takes the newest five of them, ``session="30m"`` those since
+the last gap of 30 minutes or longer; ``within=`` says how far back such a window may reach at most (90d, 1d).
+
+What compares the event with its past (previous, since_last, since_first, first_seen, ratio, zscore, distance,
+speed) has the same window without the event itself.
+
+A missing value (NaN) is skipped, while count counts events. A sum or mean of no value is 0, a count, distinct
+count or decayed sum too; any other aggregate of no value is NaN. Everything is checked when declared: a
+`FeatureError` names feature, field and remedy.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TypedDict, Unpack
 
+from features.durations import FeatureError, duration_ms, duration_text
+from features.featureset import Feature, FeatureSet
+from features.rowfeatures import (
+    RowFeature,
+    bucket,
+    category,
+    checked_name,
+    day_of_month,
+    field,
+    hour,
+    log,
+    night,
+    number_unit,
+    weekday,
+    weekend,
+)
 from features.schema import TRANSACTIONS, EventSchema
+from features.windowfeature import HALF_LIVES, Aggregate, WindowFeature
 
 __all__ = [
     "Aggregate",
@@ -26,96 +48,40 @@ __all__ = [
     "FeatureError",
     "FeatureSet",
     "Group",
+    "Over",
     "RowFeature",
     "WindowFeature",
+    "bucket",
     "by",
+    "category",
+    "day_of_month",
     "duration_ms",
     "field",
+    "hour",
+    "log",
     "night",
+    "weekday",
     "weekend",
 ]
 
-Aggregate = Literal["count", "sum", "mean", "risk"]
-RowOperation = Literal["field", "weekend", "night"]
-
-_UNITS_MS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
-_DURATION = re.compile(r"([0-9]+)([smhd])")
-_DURATION_MS_MAX = 3_660 * _UNITS_MS["d"]
-_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
-
-
-class FeatureError(ValueError):
-    """A feature that cannot be: the text names the feature, the field and what to write instead."""
+_LAST_WITHIN = "90d"
+_SESSION_WITHIN = "1d"
+_LAST_MAX = 100_000
+_UNITS = {
+    "count": "events", "risk": "share", "since_last": "s", "since_first": "s", "distinct": "values",
+    "first_seen": "flag", "ratio": "ratio", "zscore": "std", "decayed_count": "decayed events",
+    "distance": "km", "speed": "km/h",
+}  # fmt: skip
 
 
-def duration_ms(text: str, *, feature: str = "window") -> int:
-    """Milliseconds of a duration such as "90s", "5m", "1h", "7d"; `FeatureError` names ``feature``."""
-    match = _DURATION.fullmatch(text) if isinstance(text, str) else None
-    if match is None:
-        raise FeatureError(
-            f"{feature}: {text!r} is not a duration; write a whole number and s, m, h or d, as in '90s', '1h' or '7d'"
-        )
-    value = int(match[1]) * _UNITS_MS[match[2]]
-    if value > _DURATION_MS_MAX:
-        raise FeatureError(f"{feature}: {text!r} is longer than ten years; choose a shorter duration")
-    return value
+class Over(TypedDict, total=False):
+    """Over which events, besides the width of a window; and the feature's name if it is to be another."""
 
-
-@dataclass(frozen=True, slots=True)
-class RowFeature:
-    """A feature of the row alone: ``field`` (its value), ``weekend`` or ``night`` of a time field, in UTC."""
-
+    delay: str
+    last: int
+    session: str
+    within: str
     name: str
-    operation: RowOperation
-    field: str
-    unit: str = ""
-
-    def definition(self) -> dict[str, object]:
-        """What is computed, as plain data: the part that goes into the schema hash."""
-        return {"name": self.name, "operation": self.operation, "field": self.field}
-
-
-@dataclass(frozen=True, slots=True)
-class WindowFeature:
-    """An aggregate over the entity's events in ``(t - delay - window, t - delay]``.
-
-    ``field`` is None for count and risk. risk = share of the window's events with a visible positive label,
-    0 where there is none; mean = sum / count, 0 for an empty window.
-    """
-
-    name: str
-    entity: str
-    aggregate: Aggregate
-    field: str | None
-    window_ms: int
-    delay_ms: int = 0
-    unit: str = ""
-
-    def definition(self) -> dict[str, object]:
-        """What is computed, as plain data: the part that goes into the schema hash."""
-        return {
-            "name": self.name,
-            "entity": self.entity,
-            "aggregate": self.aggregate,
-            "field": self.field,
-            "window_ms": self.window_ms,
-            "delay_ms": self.delay_ms,
-        }
-
-
-Feature = RowFeature | WindowFeature
-
-
-def _number_field(schema: EventSchema, feature: str, name: str) -> str:
-    """Unit of the number field ``name``; FeatureError where there is no such field."""
-    numbers = schema.of_kind("number")
-    if name not in numbers:
-        kind = f"is of kind {schema.field(name).kind}" if name in schema.names else "does not exist"
-        raise FeatureError(
-            f"{feature}: field {name!r} of {schema.topic} {kind}; "
-            f"choose a number: {', '.join(numbers) or 'there is none'}"
-        )
-    return schema.field(name).unit
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,149 +95,198 @@ class Group:
     def __iter__(self) -> Iterator[WindowFeature]:
         return iter(self.features)
 
-    def count(self, window: str, *, delay: str = "0s", name: str | None = None) -> Group:
+    def count(self, window: str | None = None, **over: Unpack[Over]) -> Group:
         """Number of events in the window."""
-        return self._with("count", None, window, delay, name)
+        return self._with("count", (), window, **over)
 
-    def sum(self, field: str, window: str, *, delay: str = "0s", name: str | None = None) -> Group:
+    def sum(self, field: str, window: str | None = None, **over: Unpack[Over]) -> Group:
         """Sum of the field over the window, the exact sum correctly rounded; 0 for an empty window."""
-        return self._with("sum", field, window, delay, name)
+        return self._with("sum", (field,), window, **over)
 
-    def mean(self, field: str, window: str, *, delay: str = "0s", name: str | None = None) -> Group:
+    def mean(self, field: str, window: str | None = None, **over: Unpack[Over]) -> Group:
         """Mean of the field over the window; 0 for an empty window."""
-        return self._with("mean", field, window, delay, name)
+        return self._with("mean", (field,), window, **over)
 
     def risk(self, window: str, *, delay: str, name: str | None = None) -> Group:
         """Share of positively labelled events in the window; the delay keeps the event's own label out."""
-        return self._with("risk", None, window, delay, name)
+        return self._with("risk", (), window, delay=delay, name=name)
 
-    def _with(self, aggregate: Aggregate, field: str | None, window: str, delay: str, name: str | None) -> Group:
-        stem = self.entity.removesuffix("_id")
-        default = "_".join(part for part in (stem, aggregate, field, window) if part)
-        feature = name or default
-        if not _NAME.fullmatch(feature):
-            raise FeatureError(f"{feature!r} is not a feature name; use letters, digits and _, starting with a letter")
-        window_ms = duration_ms(window, feature=feature)
+    def min(self, field: str, window: str | None = None, **over: Unpack[Over]) -> Group:
+        """Smallest value in the window."""
+        return self._with("min", (field,), window, **over)
+
+    def max(self, field: str, window: str | None = None, **over: Unpack[Over]) -> Group:
+        """Largest value in the window."""
+        return self._with("max", (field,), window, **over)
+
+    def std(self, field: str, window: str | None = None, **over: Unpack[Over]) -> Group:
+        """Standard deviation of the window's values as a population (divided by n): 0 for one value."""
+        return self._with("std", (field,), window, **over)
+
+    def first(self, field: str, window: str | None = None, **over: Unpack[Over]) -> Group:
+        """Oldest value in the window."""
+        return self._with("first", (field,), window, **over)
+
+    def last(self, field: str, window: str | None = None, **over: Unpack[Over]) -> Group:
+        """Newest value in the window: the event's own where there is no delay, see `previous`."""
+        return self._with("last", (field,), window, **over)
+
+    def previous(self, field: str, window: str | None = None, **over: Unpack[Over]) -> Group:
+        """Newest value before the event."""
+        return self._with("previous", (field,), window, **over)
+
+    def since_last(self, window: str | None = None, **over: Unpack[Over]) -> Group:
+        """Seconds since the newest event before this one; NaN where the window has none."""
+        return self._with("since_last", (), window, **over)
+
+    def since_first(self, window: str | None = None, **over: Unpack[Over]) -> Group:
+        """Seconds since the oldest event before this one; NaN where the window has none."""
+        return self._with("since_first", (), window, **over)
+
+    def distinct(self, field: str, window: str | None = None, **over: Unpack[Over]) -> Group:
+        """Number of different values of an id field in the window."""
+        return self._with("distinct", (field,), window, **over)
+
+    def first_seen(self, field: str, window: str | None = None, **over: Unpack[Over]) -> Group:
+        """1 where no earlier event in the window has this event's value of an id field, else 0."""
+        return self._with("first_seen", (field,), window, **over)
+
+    def ratio(self, field: str, window: str | None = None, **over: Unpack[Over]) -> Group:
+        """The event's value divided by the mean of those before it; NaN where that is 0 or of no value."""
+        return self._with("ratio", (field,), window, **over)
+
+    def zscore(self, field: str, window: str | None = None, **over: Unpack[Over]) -> Group:
+        """(value - mean) / std of the values before the event; NaN where std is 0 or of no value."""
+        return self._with("zscore", (field,), window, **over)
+
+    def decayed_count(self, *, half_life: str, delay: str = "0s", name: str | None = None) -> Group:
+        """Events of the last 20 half-lives, each counted as 2 ** -(age / half-life)."""
+        return self._with("decayed_count", (), None, delay=delay, name=name, half_life=half_life)
+
+    def decayed_sum(self, field: str, *, half_life: str, delay: str = "0s", name: str | None = None) -> Group:
+        """Sum over the last 20 half-lives, each value weighted with 2 ** -(age / half-life)."""
+        return self._with("decayed_sum", (field,), None, delay=delay, name=name, half_life=half_life)
+
+    def distance(self, latitude: str, longitude: str, window: str | None = None, **over: Unpack[Over]) -> Group:
+        """Kilometres (great circle) from the newest earlier event with a position; NaN where there is none."""
+        return self._with("distance", (latitude, longitude), window, **over)
+
+    def speed(self, latitude: str, longitude: str, window: str | None = None, **over: Unpack[Over]) -> Group:
+        """`distance` by the time between the two events, km/h; less than a second between them counts as one."""
+        return self._with("speed", (latitude, longitude), window, **over)
+
+    def _with(
+        self,
+        aggregate: Aggregate,
+        fields: tuple[str, ...],
+        window: str | None,
+        *,
+        delay: str = "0s",
+        last: int | None = None,
+        session: str | None = None,
+        within: str | None = None,
+        half_life: str | None = None,
+        name: str | None = None,
+    ) -> Group:
+        text = window or half_life or (session and f"session_{session}") or (last and f"last{last}") or ""
+        stem = "_".join(part.removesuffix("_id") for part in self.entity.split("+"))
+        feature = checked_name(name or "_".join(part for part in (stem, aggregate, *fields, text) if part))
+        units = [_field_unit(self.schema, feature, aggregate, name) for name in fields]
         delay_ms = duration_ms(delay, feature=feature)
-        if window_ms == 0:
-            raise FeatureError(f"{feature}: a window of {window!r} holds nothing; give a width such as '1d'")
-        if aggregate == "risk" and delay_ms == 0:
-            raise FeatureError(
-                f"{feature}: a risk without a delay would read the event's own label; give delay= the time after which "
-                "labels are known, such as delay='7d'"
-            )
-        unit = {"count": "events", "risk": "share"}.get(aggregate) or _number_field(self.schema, feature, field or "")
-        made = WindowFeature(feature, self.entity, aggregate, field, window_ms, delay_ms, unit)
+        made = WindowFeature(
+            feature,
+            self.entity,
+            aggregate,
+            field=fields[0] if fields else None,
+            window_ms=_window_ms(feature, window, last, session, within, half_life),
+            delay_ms=delay_ms,
+            unit=_UNITS.get(aggregate) or units[0],
+            last=last or 0,
+            gap_ms=duration_ms(session, feature=feature) if session else 0,
+            half_life_ms=duration_ms(half_life, feature=feature) if half_life else 0,
+            second=fields[1] if len(fields) > 1 else None,
+            optional=any(not self.schema.field(name).required for name in fields),
+        )
+        _check_delay(made)
         return replace(self, features=(*self.features, made))
 
 
-def by(entity: str, *, schema: EventSchema = TRANSACTIONS) -> Group:
-    """An empty group of features per value of the id field ``entity``."""
-    ids = schema.of_kind("id")
-    if entity not in ids:
-        raise FeatureError(f"by({entity!r}): {schema.topic} has no such id field; choose one of {', '.join(ids)}")
-    return Group(entity, schema)
+def _field_unit(schema: EventSchema, feature: str, aggregate: Aggregate, name: str) -> str:
+    """Unit of a field that the aggregate can be of; FeatureError where it cannot."""
+    if aggregate not in ("distinct", "first_seen"):
+        return number_unit(schema, feature, name)
+    ids = tuple(known for known in schema.of_kind("id") if schema.field(known).required)
+    if name not in ids:
+        raise FeatureError(
+            f"{feature}: {schema.topic} has no id field {name!r} that every event has; "
+            f"choose one of {', '.join(ids) or 'none there is'}"
+        )
+    return ""
 
 
-def field(name: str, *, schema: EventSchema = TRANSACTIONS) -> RowFeature:
-    """The row's own value of a number field."""
-    return RowFeature(name, "field", name, _number_field(schema, name, name))
+def _window_ms(
+    feature: str, window: str | None, last: int | None, session: str | None, within: str | None, half_life: str | None
+) -> int:
+    """How far back the window reaches at most; FeatureError where it is not given in exactly one way."""
+    if half_life is not None:
+        value = duration_ms(half_life, feature=feature)
+        if value == 0:
+            raise FeatureError(f"{feature}: a half-life of {half_life!r} forgets at once; give one such as '1h'")
+        return duration_ms(f"{HALF_LIVES * value // 1_000}s", feature=feature)
+    given = {"a window": window, "last=": last, "session=": session}
+    named = [kind for kind, value in given.items() if value is not None]
+    if len(named) != 1:
+        have = " and ".join(named) or "no window"
+        raise FeatureError(f"{feature}: {have} given; give one of a window such as '7d', last=5 or session='30m'")
+    if window is not None:
+        if within is not None:
+            raise FeatureError(f"{feature}: within={within!r} bounds last= and session=; drop it beside a window")
+        value = duration_ms(window, feature=feature)
+        if value == 0:
+            raise FeatureError(f"{feature}: a window of {window!r} holds nothing; give a width such as '1d'")
+        return value
+    if last is not None and (type(last) is not int or not 1 <= last <= _LAST_MAX):
+        raise FeatureError(
+            f"{feature}: last={last!r} is no number of events; give a whole number from 1 to {_LAST_MAX}"
+        )
+    reach = duration_ms(within or (_LAST_WITHIN if last is not None else _SESSION_WITHIN), feature=feature)
+    gap_ms = duration_ms(session, feature=feature) if session is not None else 0
+    if session is not None and not 0 < gap_ms < reach:
+        raise FeatureError(
+            f"{feature}: a session's gap of {session!r} is not between 0 and the {duration_text(reach)} that it may "
+            "reach back; give a gap such as '30m', or a longer within="
+        )
+    if reach == 0:
+        raise FeatureError(f"{feature}: within={within!r} holds nothing; give a width such as '90d'")
+    return reach
 
 
-def weekend(*, schema: EventSchema = TRANSACTIONS) -> RowFeature:
-    """1 on Saturday and Sunday (UTC), else 0."""
-    return RowFeature("is_weekend", "weekend", schema.time, "flag")
+def _check_delay(feature: WindowFeature) -> None:
+    if feature.gap_ms and feature.delay_ms:
+        raise FeatureError(f"{feature.name}: a session is the one the event is in; drop the delay or give a window")
+    if feature.aggregate != "risk":
+        return
+    if feature.delay_ms == 0:
+        raise FeatureError(
+            f"{feature.name}: a risk without a delay would read the event's own label; give delay= the time after "
+            "which labels are known, such as delay='7d'"
+        )
+    if len(feature.keys) > 1:
+        raise FeatureError(
+            f"{feature.name}: a risk is of an entity of one field, not of {feature.entity}; "
+            f"write by({feature.keys[0]!r}).risk(..)"
+        )
 
 
-def night(*, schema: EventSchema = TRANSACTIONS) -> RowFeature:
-    """1 from 00:00:00 to 06:59:59.999 (UTC), else 0."""
-    return RowFeature("is_night", "night", schema.time, "flag")
+def by(*fields: str, schema: EventSchema = TRANSACTIONS) -> Group:
+    """An empty group of features per value of the id field, or per combination of values of several.
 
-
-def _duration_text(value_ms: int) -> str:
-    for unit in ("d", "h", "m"):
-        if value_ms and value_ms % _UNITS_MS[unit] == 0:
-            return f"{value_ms // _UNITS_MS[unit]}{unit}"
-    return f"{value_ms // 1_000}s"
-
-
-@dataclass(frozen=True, slots=True, init=False)
-class FeatureSet:
-    """An ordered set of features: the columns of a model's input, in this order.
-
-    >>> FeatureSet("demo", [field("amount"), by("card_id").count("1d")]).names
-    ('amount', 'card_count_1d')
+    Rows are partitioned by the first field.
     """
-
-    name: str
-    features: tuple[Feature, ...]
-
-    def __init__(self, name: str, parts: Iterable[Feature | Group]) -> None:
-        features: list[Feature] = []
-        for part in parts:
-            features.extend(part if isinstance(part, Group) else [part])
-        if not features:
-            raise FeatureError(f"feature set {name!r} is empty; declare at least one feature")
-        seen: dict[str, Feature] = {}
-        for feature in features:
-            if feature.name in seen:
-                raise FeatureError(f"{feature.name}: declared twice in {name!r}; drop one or give it another name=")
-            seen[feature.name] = feature
-        object.__setattr__(self, "name", name)
-        object.__setattr__(self, "features", tuple(features))
-
-    def __len__(self) -> int:
-        return len(self.features)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(f.name for f in self.features)
-
-    @property
-    def schema_hash(self) -> str:
-        """sha256 (hex) over the canonical JSON of all definitions, order included."""
-        definitions = [f.definition() for f in self.features]
-        return hashlib.sha256(json.dumps(definitions, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-    @property
-    def entities(self) -> tuple[str, ...]:
-        """Entities of the window features, in order of first mention."""
-        return tuple(dict.fromkeys(f.entity for f in self.features if isinstance(f, WindowFeature)))
-
-    @property
-    def row_features(self) -> tuple[RowFeature, ...]:
-        return tuple(f for f in self.features if isinstance(f, RowFeature))
-
-    def for_entity(self, entity: str) -> tuple[WindowFeature, ...]:
-        """The window features of ``entity``, in order; FeatureError where it has none."""
-        found = tuple(f for f in self.features if isinstance(f, WindowFeature) and f.entity == entity)
-        if not found:
-            raise FeatureError(
-                f"{self.name} has no features by {entity!r}; it has {', '.join(self.entities) or 'none'}"
-            )
-        return found
-
-    def positions(self, features: Iterable[Feature]) -> list[int]:
-        """Column of each of these features in the set's matrix."""
-        index = {name: i for i, name in enumerate(self.names)}
-        return [index[f.name] for f in features]
-
-    def describe(self) -> list[dict[str, str]]:
-        """One row per feature: name, entity, what, window, delay, unit ("" where there is none)."""
-        rows = []
-        for f in self.features:
-            if isinstance(f, RowFeature):
-                what = f.field if f.operation == "field" else f"{f.operation} of {f.field} (UTC)"
-                rows.append({"name": f.name, "entity": "", "what": what, "window": "", "delay": "", "unit": f.unit})
-                continue
-            rows.append(
-                {
-                    "name": f.name,
-                    "entity": f.entity,
-                    "what": f"{f.aggregate} of {f.field}" if f.field else f.aggregate,
-                    "window": _duration_text(f.window_ms),
-                    "delay": _duration_text(f.delay_ms) if f.delay_ms else "",
-                    "unit": f.unit,
-                }
-            )
-        return rows
+    ids = tuple(name for name in schema.of_kind("id") if schema.field(name).required)
+    for name in fields:
+        if name not in ids:
+            raise FeatureError(f"by({name!r}): {schema.topic} has no such id field; choose one of {', '.join(ids)}")
+    if not fields or len(set(fields)) < len(fields):
+        raise FeatureError(f"by{fields}: name each field of the entity once; choose from {', '.join(ids)}")
+    return Group("+".join(fields), schema)

@@ -1,8 +1,8 @@
-"""From a feature set to columns: one state per entity and partition, ``process(block) -> (matrix, late)``.
+"""From a feature set to columns: one state per stage and partition, ``process(block) -> (matrix, late)``.
 
-    cards = EntityWindows(DEFAULT.for_entity("card_id"))
+    cards = entity_state(DEFAULT.for_stage("card_id"), labelled=False)
     matrix, late = cards.process(block)                  # (n, k) float64, (n,) bool
-    terminals = LabelledWindows(DEFAULT.for_entity("terminal_id"))
+    terminals = entity_state(DEFAULT.for_stage("terminal_id"), labelled=True)
     matrix, late = terminals.process(block, labels, kinds)
     row_features(DEFAULT.row_features, block)            # (n, k) float64
 
@@ -18,39 +18,86 @@ see nothing older than stream time - longest window - delay - allowed lateness.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from features.block import Block, BoolArray, FloatArray, Ids, IntArray
-from features.declare import RowFeature
+from features.block import Block, BoolArray, Ids, IntArray
+from features.declare import FeatureSet, WindowFeature
 from features.entity_windows import EntityWindows
 from features.fifo import Dedupe
 from features.fraud import DEFAULT
+from features.history import HistoryWindows
 from features.labelled_windows import LabelledWindows
-from features.plan import StateError
+from features.plan import LATENESS_MS, StateError
+from features.rowfeatures import row_features
+from features.stage_windows import StageWindows
 
-__all__ = ["Dedupe", "EntityWindows", "LabelledWindows", "StateError", "interleave", "row_features", "warm"]
+__all__ = [
+    "Dedupe",
+    "EntityWindows",
+    "HistoryWindows",
+    "LabelledWindows",
+    "StageWindows",
+    "StateError",
+    "entity_state",
+    "interleave",
+    "row_features",
+    "warm",
+]
 
 _DAY_MS = 86_400_000
-_HOUR_MS = 3_600_000
-_NIGHT_HOUR_LAST = 6
 
 
-def row_features(features: Sequence[RowFeature], block: Block) -> FloatArray:
-    """(n, len(features)) float64: features of each row alone; weekday and hour are in UTC."""
-    out = np.empty((len(block), len(features)), np.float64)
-    for j, feature in enumerate(features):
-        column = block.columns[feature.field]
-        if feature.operation == "field":
-            out[:, j] = column
-        elif feature.operation == "weekend":
-            out[:, j] = (column.astype(np.int64) // _DAY_MS + 3) % 7 >= 5  # day 0 was a Thursday
-        else:
-            out[:, j] = column.astype(np.int64) % _DAY_MS // _HOUR_MS <= _NIGHT_HOUR_LAST
-    return out
+@overload
+def entity_state(
+    features: Sequence[WindowFeature],
+    *,
+    labelled: Literal[True],
+    allowed_lateness_ms: int = ...,
+    bytes_max: int | None = ...,
+    arrays: Mapping[str, npt.NDArray[Any]] | None = ...,
+) -> LabelledWindows | StageWindows: ...
+
+
+@overload
+def entity_state(
+    features: Sequence[WindowFeature],
+    *,
+    labelled: Literal[False],
+    allowed_lateness_ms: int = ...,
+    bytes_max: int | None = ...,
+    arrays: Mapping[str, npt.NDArray[Any]] | None = ...,
+) -> EntityWindows | StageWindows: ...
+
+
+def entity_state(
+    features: Sequence[WindowFeature],
+    *,
+    labelled: bool,
+    allowed_lateness_ms: int = LATENESS_MS,
+    bytes_max: int | None = None,
+    arrays: Mapping[str, npt.NDArray[Any]] | None = None,
+) -> EntityWindows | StageWindows:
+    """The state for these features of one stage (`FeatureSet.for_stage`), empty or as its ``arrays`` say.
+
+    ``bytes_max`` bounds its memory: `BoundError` where a row would need more.
+
+    Where prefix sums do for all of them it is their state alone, else one that joins the kinds that are needed.
+    """
+    kind = LabelledWindows if labelled else EntityWindows
+    if not all(f.by_prefix_sums for f in features):
+        settings: dict[str, Any] = {"allowed_lateness_ms": allowed_lateness_ms, "bytes_max": bytes_max}
+        if arrays is None:
+            return StageWindows(features, **settings, labelled=labelled)
+        return StageWindows.from_arrays(arrays, features, **settings, labelled=labelled)
+    if arrays is None:
+        return kind(features, allowed_lateness_ms=allowed_lateness_ms, bytes_max=bytes_max)
+    state = kind.from_arrays(arrays, features, allowed_lateness_ms=allowed_lateness_ms)
+    state.bytes_max = bytes_max
+    return state
 
 
 def interleave(times: IntArray, label_times: IntArray) -> BoolArray:
@@ -63,21 +110,27 @@ def interleave(times: IntArray, label_times: IntArray) -> BoolArray:
     return kinds
 
 
-def warm() -> None:
-    """Compiles every kernel, by a tiny run of all states: to be called before subscribing."""
+def warm(features: FeatureSet = DEFAULT) -> None:
+    """Compiles every kernel that the set needs, by a tiny run of all its states: to be called before subscribing."""
     n = 600
     numbers = np.arange(n, dtype=np.int64)
     times = numbers // 2 * _DAY_MS  # so that keys come, go idle and leave, and every table grows
     ids = Ids(ints=numbers)
-    columns: dict[str, npt.NDArray[Any]] = {"event_time": times, "amount": np.ones(n)}
-    block = Block("warm", 0, n, numbers, times, {f"{e}_id": ids for e in ("transaction", "card", "terminal")}, columns)
+    names = {name for stage in features.stages for f in features.for_stage(stage) for name in (*f.keys, *f.fields)}
+    columns: dict[str, npt.NDArray[Any]] = {name: np.ones(n) for name in names} | {"event_time": times}
+    block = Block("warm", 0, n, numbers, times, dict.fromkeys((*names, "transaction_id"), ids), columns)
     labels = Block("warm", 0, n, numbers, times, {"transaction_id": ids}, {"label_time": times, "is_fraud": np.ones(n)})
-    cards, terminals = DEFAULT.for_entity("card_id"), DEFAULT.for_entity("terminal_id")
-    by_card, by_terminal, dedupe = EntityWindows(cards), LabelledWindows(terminals), Dedupe()
+    dedupe = Dedupe()
     for _ in range(2):
         dedupe.process(ids.keys(), times)
-        by_card.process(block)
-        by_terminal.process(block, labels)
         dedupe = Dedupe.from_arrays(dedupe.to_arrays())
-        by_card = EntityWindows.from_arrays(by_card.to_arrays(), cards)
-        by_terminal = LabelledWindows.from_arrays(by_terminal.to_arrays(), terminals)
+    for stage in features.stages:
+        windows = features.for_stage(stage)
+        if any(f.aggregate == "risk" for f in windows):
+            judged = entity_state(windows, labelled=True)
+            judged.process(block, labels)
+            entity_state(windows, labelled=True, arrays=judged.to_arrays()).process(block, labels)
+        else:
+            state = entity_state(windows, labelled=False)
+            state.process(block)
+            entity_state(windows, labelled=False, arrays=state.to_arrays()).process(block)

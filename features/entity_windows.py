@@ -11,12 +11,14 @@ import numpy.typing as npt
 from features.block import Block, BoolArray, FloatArray, IntArray, KeyArray
 from features.declare import FeatureError, WindowFeature
 from features.kernel import own
-from features.plan import LATENESS_MS, Arrays, StateError, WindowPlan
-from features.rings import RingPool
+from features.memory import UNBOUNDED
+from features.plan import LATENESS_MS, Arrays, BoundError, StateError, WindowPlan
+from features.rings import RingPool, Words, export_rows, newest_times
+from features.spill import new_spill, spill_drop
 from features.state import NO_TIME, KeySlots
 from features.windows import Rows, prefixes_of_values, values_of_prefixes, window_rows
 
-__all__ = ["EntityWindows"]
+__all__ = ["EntityWindows", "key_name"]
 
 _VALUE_MAX = 2.0**62
 SWEEP_STEPS_PER_ROW = 4
@@ -24,17 +26,36 @@ SWEEP_STEPS_PER_ROW = 4
 SWEEP_ROWS = 64
 
 
-class EntityWindows:
-    """Windows of one entity in one partition: counts, sums and means, with or without delay."""
+def key_name(key: KeyArray) -> str:
+    """The id of a key where it is an integer, else its hash (see `features.block.key_of_text`)."""
+    hi, lo = (int(word) for word in key)
+    return f"text of hash {hi:016x}{lo:016x}" if hi else str(lo - (lo >> 63 << 64))
 
-    def __init__(self, features: Sequence[WindowFeature], *, allowed_lateness_ms: int = LATENESS_MS) -> None:
+
+class EntityWindows:
+    """Windows of one entity in one partition: counts, sums and means, with or without delay.
+
+    ``bytes_max`` bounds `nbytes`. Where a row needs more, idle keys are dropped first, and if that is not enough
+    `BoundError` says so.
+    """
+
+    def __init__(
+        self,
+        features: Sequence[WindowFeature],
+        *,
+        allowed_lateness_ms: int = LATENESS_MS,
+        bytes_max: int | None = None,
+    ) -> None:
         self._plan = WindowPlan(features, allowed_lateness_ms)
         self.allowed_lateness_ms = allowed_lateness_ms
         self.names = tuple(f.name for f in features)
         self._check()
         self._slots = KeySlots()
         self._events = RingPool(self._plan.ring_width, self._plan.ring_own)
+        self._spill = new_spill(self._events.heads.shape[1])
         self._unswept = 0
+        self._bytes_max: int | None = None
+        self.bytes_max = bytes_max
 
     def _check(self) -> None:
         for feature in self._plan.features:
@@ -61,8 +82,32 @@ class EntityWindows:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory the state holds."""
-        return self._slots.nbytes + self._events.nbytes
+        """Bytes of memory the state has reserved; large arrays take real memory only where they were written."""
+        pools = sum(rings.pool.nbytes for rings in self._pools())
+        # slots that are promised but not yet reserved count already
+        return self._slots.nbytes + pools + self._slots.capacity * self._slot_bytes
+
+    @property
+    def bytes_max(self) -> int | None:
+        """Bound of `nbytes`; it may be changed at any time."""
+        return self._bytes_max
+
+    @bytes_max.setter
+    def bytes_max(self, value: int | None) -> None:
+        if value is not None and value < self.nbytes:
+            raise ValueError(
+                f"bytes_max is {value}; the state by {self.entity} has reserved {self.nbytes} bytes with {len(self)} "
+                "keys: give more"
+            )
+        self._bytes_max = value
+
+    @property
+    def _slot_bytes(self) -> int:
+        return sum(rings.head_bytes for rings in self._pools())
+
+    def _room(self) -> int:
+        """Bytes that may still be taken."""
+        return UNBOUNDED if self.bytes_max is None else self.bytes_max - self.nbytes
 
     def process(self, block: Block) -> tuple[FloatArray, BoolArray]:
         """Features (n, k) float64 and late mask (n,) of the block's rows, which become part of the state."""
@@ -70,13 +115,19 @@ class EntityWindows:
 
     def process_columns(self, keys: KeyArray, times: IntArray, values: FloatArray) -> tuple[FloatArray, BoolArray]:
         """`process` for bare columns: keys (n, 2), event times (n,) and one row of ``values`` (fields, n) per field."""
-        n = len(times)
+        n, assigned = len(times), 0
         keys, times, values = own(keys, np.uint64), own(times, np.int64), own(values, np.float64)
         out = np.empty((n, len(self.names)), np.float64)
         cursor = np.array([0, self._slots.stream_time_ms], np.int64)
-        rows = self._rows(keys, times, values)
-        while not window_rows(self._events.view, self._plan.kernel, rows, cursor, out):
-            self._events.grow()
+        rows = Rows(np.full(n, -1), np.empty(n, np.bool_), times, values)  # -1: not assigned yet, not to be looked at
+        while assigned < n:
+            assigned = self._assign(keys, rows, assigned)
+            ready = rows if assigned == n else rows._replace(times=times[:assigned])
+            while not window_rows(self._events.view, self._spill, self._plan.kernel, ready, cursor, out):
+                if not self._events.grow(self._room()):
+                    self._need_room(keys, rows, assigned, int(cursor[0]), int(cursor[1]))
+            if assigned < n:
+                self._need_room(keys, rows, assigned, assigned, int(cursor[1]))
         self._sweep(n)
         return out, rows.late
 
@@ -92,10 +143,36 @@ class EntityWindows:
             )
         return block.ids[self.entity].keys(), block.event_time_ms, values
 
-    def _rows(self, keys: KeyArray, times: IntArray, values: FloatArray) -> Rows:
-        slots, late = self._slots.assign(keys, times, self.allowed_lateness_ms)
+    def _assign(self, keys: KeyArray, rows: Rows, begin: int) -> int:
+        """Slots and late flags of the rows from ``begin`` on; returns n, or the row for which there is no room."""
+        end = self._slots.assign_from(
+            begin, keys, rows.times, self.allowed_lateness_ms, rows.slots, rows.late, self._room, self._slot_bytes
+        )
         self._reserve()
-        return Rows(slots, late, times, values)
+        return end
+
+    def _need_room(self, keys: KeyArray, rows: Rows, assigned: int, row: int, stream: int) -> None:
+        """Drops idle keys; BoundError where there are none. ``row`` is the next one, ``stream`` the time before it."""
+        if self._sweep_all(stream - self._plan.span_ms) == 0:
+            self._take_back(rows, assigned, row, stream)
+            raise self._bound_error(f"row {row} of the block, of {self.entity} {key_name(keys[row])},", row)
+
+    def _take_back(self, rows: Rows, assigned: int, row: int, stream: int) -> None:
+        """Undoes what `_assign` did for rows from ``row`` on: it moved the stream time and their keys' newest times."""
+        slots = np.unique(rows.slots[row:assigned])
+        slots = slots[slots >= 0]
+        self._slots.set_newest(slots, newest_times(self._events, slots, NO_TIME))
+        self._slots.stream_time_ms = stream
+        self._sweep_all(NO_TIME)
+
+    def _bound_error(self, what: str, row: int, label: int = 0) -> BoundError:
+        return BoundError(
+            f"windows by {self.entity}: {what} needs more memory than bytes_max = {self.bytes_max} allows; {len(self)} "
+            f"keys are held in {self.nbytes} bytes, none of them idle. Raise bytes_max, spread the keys over more "
+            "partitions, or declare shorter windows",
+            row,
+            label,
+        )
 
     def _reserve(self) -> None:
         if self._slots.capacity <= len(self._events.heads):
@@ -114,14 +191,23 @@ class EntityWindows:
         """Frees some of the idle keys now and then: work in proportion to the rows, invisible in results."""
         self._unswept += n
         if self._unswept >= SWEEP_ROWS:
-            self._sweep_steps(SWEEP_STEPS_PER_ROW * self._unswept)
+            self._sweep_steps(SWEEP_STEPS_PER_ROW * self._unswept, self._horizon)
             self._unswept = 0
 
-    def _sweep_steps(self, steps: int) -> None:
-        freed = self._slots.sweep(steps, self._horizon)
+    def _sweep_all(self, horizon: int) -> int:
+        """Frees all that is idle; returns how many entries."""
+        total, steps = 0, len(self._slots.table)
+        while freed := self._sweep_steps(steps, horizon):
+            total += freed
+        return total
+
+    def _sweep_steps(self, steps: int, horizon: int) -> int:
+        freed = self._slots.sweep(steps, horizon)
         if len(freed):
+            spill_drop(self._events.view, self._spill, freed)
             for rings in self._pools():
                 rings.release(freed)
+        return len(freed)
 
     def to_arrays(self) -> Arrays:
         """The state as arrays in canonical form.
@@ -130,8 +216,7 @@ class EntityWindows:
         ``event_counts`` (m,), ``event_rows`` (sum, 1 + 2 fields) uint64: time and the values in 128-bit fixed point.
         """
         keys, slots, _ = self._slots.live(self._horizon)
-        counts, rows = self._events.export(slots, self._horizon)
-        values_of_prefixes(self._events.heads, slots, counts, rows)
+        counts, rows = self._event_rows(slots)
         return {
             "identity": self._plan.identity.copy(),
             "stream_time": np.array([self._slots.stream_time_ms], np.int64),
@@ -139,6 +224,25 @@ class EntityWindows:
             "event_counts": counts,
             "event_rows": rows,
         }
+
+    def _event_rows(self, slots: IntArray) -> tuple[IntArray, Words]:
+        """Rows per slot (m,) and all rows with their values, in order of time, spilled or not."""
+        counts, rows = self._events.export(slots, self._horizon)
+        values_of_prefixes(self._events.heads, slots, counts, rows)
+        numbers = np.flatnonzero(self._spill.owners >= 0)
+        if len(numbers) == 0:
+            return counts, rows
+        spills = self._events.view._replace(heads=self._spill.heads)
+        spilled_counts, spilled = export_rows(spills, numbers, self._horizon)
+        values_of_prefixes(self._spill.heads, numbers, spilled_counts, spilled)
+        position = np.zeros(self._slots.capacity, np.int64)
+        position[slots] = np.arange(len(slots))
+        owners = position[self._spill.owners[numbers]]
+        of = np.concatenate([np.repeat(np.arange(len(slots)), counts), np.repeat(owners, spilled_counts)])
+        rows = np.vstack([rows, spilled])
+        np.add.at(counts, owners, spilled_counts)
+        # a stable sort: spilled rows come after those of the same time, as they came
+        return counts, rows[np.lexsort((rows[:, 0].view(np.int64), of))]
 
     @classmethod
     def from_arrays(
@@ -150,6 +254,12 @@ class EntityWindows:
             raise StateError(
                 f"the saved state by {state.entity} is of other features or another allowed lateness than "
                 f"{', '.join(state.names)} with {state.allowed_lateness_ms} ms; rebuild it by replaying the log"
+            )
+        needed = sum(array.nbytes for array in arrays.values())
+        if state.bytes_max is not None and needed > state.bytes_max:
+            raise StateError(
+                f"the saved state by {state.entity} has {len(arrays['keys'])} keys in {needed} bytes, more than "
+                f"bytes_max = {state.bytes_max}; raise bytes_max"
             )
         state._load(arrays)
         return state

@@ -1,10 +1,10 @@
-"""The default fraud features: fifteen columns, in the order that models and score records rely on."""
+"""The fraud features: the default fifteen columns, in the order that models and score records rely on, and more."""
 
 from __future__ import annotations
 
-from features.declare import FeatureSet, by, field, night, weekend
+from features.declare import FeatureSet, by, field, hour, night, weekday, weekend
 
-__all__ = ["DEFAULT", "LABEL_DELAY"]
+__all__ = ["DEFAULT", "LABEL_DELAY", "RICH", "SETS", "set_of"]
 
 #: Investigations take a week: what terminals did in the last seven days is not yet judged.
 LABEL_DELAY = "7d"
@@ -31,3 +31,47 @@ DEFAULT = FeatureSet(
         .risk("30d", delay=LABEL_DELAY),
     ],
 )
+
+#: The default set and more of the same kinds of evidence; like it, it reads no label before `LABEL_DELAY`.
+RICH = FeatureSet(
+    "fraud-rich",
+    [
+        *DEFAULT.features,
+        weekday(),
+        hour(),
+        # bursts: how much in how little time
+        by("card_id")
+        .count("10m")
+        .count("1h")
+        .count("6h")
+        .since_last("30d")
+        .decayed_count(half_life="1h")
+        .decayed_sum("amount", half_life="1d"),
+        # the amount against what the card usually spends
+        by("card_id")
+        .ratio("amount", "7d")
+        .ratio("amount", "30d")
+        .zscore("amount", "7d")
+        .zscore("amount", "30d")
+        .max("amount", "7d")
+        .previous("amount", "30d"),
+        # places: is the card known at this terminal, and how many does it visit
+        by("card_id").first_seen("terminal_id", "30d").distinct("terminal_id", "1d").distinct("terminal_id", "7d"),
+        # the terminal now, whose labels are not known yet: busier, or with larger amounts than usual? Only sums, as one
+        # terminal may have much of the traffic
+        by("terminal_id")
+        .count("1h", name="terminal_count_now_1h")
+        .count("1d", name="terminal_count_now_1d")
+        .mean("amount", "7d", name="terminal_mean_amount_now_7d")
+        .risk("3d", delay=LABEL_DELAY)
+        .risk("14d", delay=LABEL_DELAY),
+    ],
+)
+
+#: by the name that commands and settings take
+SETS = {"default": DEFAULT, "rich": RICH}
+
+
+def set_of(schema_hash: str) -> FeatureSet:
+    """The set that a model with this schema hash was made for; the default one where it is none of ours."""
+    return next((features for features in SETS.values() if features.schema_hash == schema_hash), DEFAULT)

@@ -19,6 +19,7 @@ from features.kernel import helper, kernel, prefetch, signed
 from features.rings import (
     BLOCK,
     HEAD,
+    NO_BLOCK,
     OWN,
     TAIL,
     Ring,
@@ -29,8 +30,9 @@ from features.rings import (
     row_at,
     seek_from_tail,
 )
+from features.spill import Spill
 from features.state import Table, power_of_two, table_find, table_full, table_home, table_remove
-from features.windows import Plan, Rows, emit, find_boundaries, insert, look_ahead, place_of
+from features.windows import Plan, Rows, emit, find_boundaries, find_spilled, look_ahead, place_of, put_in, room_for
 
 __all__ = ["Labels", "Store", "labelled_ops", "pack_transactions", "unpack"]
 
@@ -56,9 +58,12 @@ KNOWN, REPEATED, CONTRADICTED, UNKNOWN = 0, 1, 2, 3
 
 
 class Store(NamedTuple):
-    """The state: rings of events, due frauds and labels by slot, transactions by id, waiting labels, counters (4,)."""
+    """The state: rings of events (with their spill), of due frauds and of labels by slot, transactions by id, waiting
+    labels, counters (4,).
+    """
 
     events: Ring
+    spill: Spill
     frauds: Ring
     labels: Ring
     transactions: Table
@@ -78,7 +83,7 @@ class Labels(NamedTuple):
 def _label_room(ring: Ring, slot: int, horizon: int) -> bool:
     """Room for one more label, dropping those of expired events; False: pool full."""
     block = ring.heads[slot, BLOCK]
-    if block == -1:
+    if block == NO_BLOCK:
         return ring_double(ring, slot)
     capacity = 1 << (block & 63)
     head, tail = ring.heads[slot, HEAD], ring.heads[slot, TAIL]
@@ -150,9 +155,9 @@ def _visible_frauds(
 
 
 @helper
-def _row_room(store: Store, slot: int, horizon: int, waiting: bool) -> int:
+def _row_room(store: Store, slot: int, t: int, horizon: int, waiting: bool) -> int:
     """DONE where a row, and its waiting label if it has one, can be put in without growing anything."""
-    if not ring_room(store.events, slot, horizon):
+    if not room_for(store.events, store.spill, slot, t, horizon):
         return EVENTS
     if table_full(store.transactions, store.counters[KNOWN]):
         return TRANSACTIONS
@@ -247,10 +252,10 @@ def _label_op(store: Store, given: Labels, label: int, horizon: int, waiting_max
 
 
 @helper
-def _insert_row(store: Store, rows: Rows, keys: KeyArray, row: int, place: int, wait: int) -> None:
+def _insert_row(store: Store, number: int, rows: Rows, keys: KeyArray, row: int, place: int, wait: int) -> None:
     """Puts a row in and remembers its transaction; a label that waits for it (at ``wait`` in the table) is applied."""
     slot, t = rows.slots[row], rows.times[row]
-    insert(store.events, rows, row, place)
+    put_in(store.events, store.spill, number, rows, row, place)
     state = _UNLABELLED
     if wait >= 0:
         queue = store.waiting
@@ -269,7 +274,7 @@ def _row_op(store: Store, plan: Plan, rows: Rows, keys: KeyArray, row: int, hori
     plan.frauds[:] = 0
     if slot < 0:
         plan.below[:] = 0
-        emit(store.events, plan, rows, row, 0, out)
+        emit(store.events, store.spill, -1, plan, rows, row, 0, out)
         return DONE
     if not _make_due(store, slot, t, horizon):
         return FRAUDS
@@ -277,16 +282,17 @@ def _row_op(store: Store, plan: Plan, rows: Rows, keys: KeyArray, row: int, hori
     if not late:
         if store.waiting.meta[KEYS] > 0:
             wait = table_find(store.waiting.table, keys[row, 0], keys[row, 1])
-        need = _row_room(store, slot, horizon, wait >= 0)
+        need = _row_room(store, slot, t, horizon, wait >= 0)
         if need != DONE:
             return need
     place = place_of(store.events, slot, t, late, horizon)
     find_boundaries(store.events, slot, plan.offsets, t, late, horizon, plan.below)
+    number = find_spilled(store.events, store.spill, plan, slot, t, late, horizon)
     if store.labels.heads[slot, HEAD] < store.labels.heads[slot, TAIL]:
         _visible_frauds(store, slot, plan.offsets, t, late, horizon, plan.frauds)
-    emit(store.events, plan, rows, row, place, out)
+    emit(store.events, store.spill, number, plan, rows, row, place, out)
     if not late:
-        _insert_row(store, rows, keys, row, place, wait)
+        _insert_row(store, number, rows, keys, row, place, wait)
     return DONE
 
 

@@ -11,12 +11,13 @@ import numpy.typing as npt
 from features import labelled
 from features.block import Block, BoolArray, FloatArray, IntArray, KeyArray
 from features.declare import WindowFeature
-from features.entity_windows import EntityWindows
+from features.entity_windows import EntityWindows, key_name
 from features.fifo import Fifo
 from features.kernel import own
 from features.plan import LATENESS_MS, Arrays, StateError
-from features.rings import RingPool
+from features.rings import HEAD, RingPool
 from features.state import NO_TIME, Table, sorted_by_key, table_rebuild, table_sweep
+from features.windows import Rows
 
 __all__ = ["LabelledWindows"]
 
@@ -36,6 +37,7 @@ class LabelledWindows(EntityWindows):
         *,
         allowed_lateness_ms: int = LATENESS_MS,
         waiting_max: int = 1_000_000,
+        bytes_max: int | None = None,
     ) -> None:
         super().__init__(features, allowed_lateness_ms=allowed_lateness_ms)
         if waiting_max < 1:
@@ -48,6 +50,7 @@ class LabelledWindows(EntityWindows):
         self._hand = 0
         self._counters = np.zeros(4, np.int64)
         self._waiting = Fifo(history=False)
+        self.bytes_max = bytes_max
 
     def _check(self) -> None:
         """Every aggregate is possible here."""
@@ -57,8 +60,7 @@ class LabelledWindows(EntityWindows):
 
     @property
     def nbytes(self) -> int:
-        rings = self._frauds.nbytes + self._labels.nbytes
-        return super().nbytes + rings + self._transactions.nbytes + self._waiting.nbytes
+        return super().nbytes + self._transactions.nbytes + self._waiting.nbytes
 
     @property
     def labels_repeated(self) -> int:
@@ -132,17 +134,26 @@ class LabelledWindows(EntityWindows):
         label_times, positive, kinds = own(label_times, np.int64), own(positive, np.bool_), own(kinds, np.bool_)
         out = np.empty((n, len(self.names)), np.float64)
         cursor = np.array([0, 0, 0, self._slots.stream_time_ms], np.int64)
-        rows, given = self._rows(keys, times, values), labelled.Labels(label_keys, label_times, positive)
-        while need := labelled.labelled_ops(
-            self._store(), self._plan.kernel, kinds, rows, transactions, given, self.waiting_max, cursor, out
-        ):
-            self._grow(need)
+        rows = Rows(np.full(n, -1), np.empty(n, np.bool_), times, values)  # -1: not assigned yet, not to be looked at
+        given = labelled.Labels(label_keys, label_times, positive)
+        assigned, ready = 0, kinds[:0]
+        while len(ready) < n + m:
+            assigned = self._assign(keys, rows, assigned)
+            ready = kinds if assigned == n else kinds[: np.flatnonzero(~kinds)[assigned]]
+            while need := labelled.labelled_ops(
+                self._store(), self._plan.kernel, ready, rows, transactions, given, self.waiting_max, cursor, out
+            ):
+                if not self._grow(need):
+                    self._need_room_for_op(kinds, keys, label_keys, rows, assigned, cursor)
+            if assigned < n:
+                self._need_room_for_op(kinds, keys, label_keys, rows, assigned, cursor)
         self._sweep(n)
         return out, rows.late
 
     def _store(self) -> labelled.Store:
         return labelled.Store(
             self._events.view,
+            self._spill,
             self._frauds.view,
             self._labels.view,
             self._transactions,
@@ -150,23 +161,59 @@ class LabelledWindows(EntityWindows):
             self._counters,
         )
 
-    def _grow(self, need: int) -> None:
+    def _grow(self, need: int) -> bool:
+        """Makes room for what `labelled_ops` needs; False where the bound does not allow it."""
+        room = self._room()
         if need == labelled.TRANSACTIONS:
+            if room < 2 * self._transactions.nbytes:  # for a moment the old table stands beside the new one
+                return False
             grown = np.zeros((2 * len(self._transactions), 4), np.uint64)
             table_rebuild(self._transactions, grown)
             self._transactions, self._hand = grown, 0
-        elif need == labelled.WAITING:
+            return True
+        if need == labelled.WAITING:
+            if room < 2 * self._waiting.nbytes:
+                return False
             self._waiting.grow()
-        else:
-            rings = {labelled.EVENTS: self._events, labelled.FRAUDS: self._frauds, labelled.LABELS: self._labels}
-            rings[need].grow()
+            return True
+        rings = {labelled.EVENTS: self._events, labelled.FRAUDS: self._frauds, labelled.LABELS: self._labels}
+        return rings[need].grow(room)
 
-    def _sweep_steps(self, steps: int) -> None:
-        super()._sweep_steps(steps)
+    def _need_room_for_op(
+        self,
+        kinds: BoolArray,
+        keys: KeyArray,
+        label_keys: KeyArray,
+        rows: Rows,
+        assigned: int,
+        cursor: IntArray,
+    ) -> None:
+        """Drops idle keys and transactions; BoundError where there are none. The cursor is at the next op."""
+        op, row, label, stream = (int(number) for number in cursor)
+        if self._sweep_all(stream - self._plan.span_ms):
+            return
+        if kinds[op]:
+            what = f"label {label} of the block, of transaction {key_name(label_keys[label])},"
+        else:
+            what = f"row {row} of the block, of {self.entity} {key_name(keys[row])},"
+            self._forget_due(int(rows.slots[row]) if row < assigned else -1)
+        self._take_back(rows, assigned, row, stream)
+        raise self._bound_error(what, row, label)
+
+    def _forget_due(self, slot: int) -> None:
+        """Of a row that was given up, some labels may have become due: the key's next row finds out anew."""
+        if slot >= 0:
+            self._labels.heads[slot, labelled.DUE] = self._labels.heads[slot, HEAD]
+            self._labels.heads[slot, labelled.SEEN] = NO_TIME
+            self._frauds.heads[slot, HEAD:] = 0
+
+    def _sweep_steps(self, steps: int, horizon: int) -> int:
+        freed = super()._sweep_steps(steps, horizon)
         steps = min(steps, len(self._transactions))
-        freed = np.empty(steps, np.int64)
-        self._hand, count = table_sweep(self._transactions, self._hand, steps, self._horizon, freed)
+        places = np.empty(steps, np.int64)
+        self._hand, count = table_sweep(self._transactions, self._hand, steps, horizon, places)
         self._counters[labelled.KNOWN] -= count
+        return freed + count
 
     def to_arrays(self) -> Arrays:
         """As `EntityWindows.to_arrays`, and:

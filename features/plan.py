@@ -13,18 +13,43 @@ import numpy.typing as npt
 from features.declare import FeatureError, WindowFeature
 from features.windows import COUNT, MEAN, RISK, SUM, Plan
 
-__all__ = ["FORMAT", "LATENESS_MS", "Arrays", "StateError", "WindowPlan"]
+__all__ = [
+    "FORMAT",
+    "LATENESS_MS",
+    "Arrays",
+    "BoundError",
+    "StateError",
+    "WindowPlan",
+    "bytes_per_event",
+    "bytes_per_key",
+]
 
 Arrays = dict[str, npt.NDArray[Any]]
 
 LATENESS_MS = 3_600_000
 #: version of the arrays that states are saved as
 FORMAT = 1
+# what a state keeps beside its features' own words: see `features.rings`, `features.state` and `features.labelled`
+_HEAD_WORDS, _SLOT_WORDS, _LABEL_HEAD_WORDS = 3, 1, 5
+_TABLE_BYTES = 46  # 32 at a load of 0.7
 _AGGREGATES = {"count": COUNT, "sum": SUM, "mean": MEAN, "risk": RISK}
 
 
 class StateError(ValueError):
     """Arrays that are not a state of these features, or values a state cannot take."""
+
+
+class BoundError(StateError):
+    """The state would need more memory than its ``bytes_max``.
+
+    The state holds what came before row ``row`` (and label ``label``) of the block, nothing of it or after it. So it
+    can go on from there once it may hold more.
+    """
+
+    def __init__(self, reason: str, row: int, label: int = 0) -> None:
+        super().__init__(reason)
+        self.row = row
+        self.label = label
 
 
 class WindowPlan:
@@ -58,12 +83,17 @@ class WindowPlan:
             np.int64,
         )
         self.span_ms = int(offsets[-1]) + lateness_ms
-        scratch = np.zeros((2, len(offsets)), np.int64)
-        self.kernel = Plan(offsets, aggregates, self.span_ms, scratch[0], scratch[1])
+        scratch = np.zeros((3, len(offsets)), np.int64)
+        self.kernel = Plan(offsets, aggregates, self.span_ms, scratch[0], scratch[1], scratch[2])
         definition = [[f.definition() for f in features], lateness_ms, FORMAT]
         digest = hashlib.sha256(json.dumps(definition, sort_keys=True).encode()).digest()
         #: says what the arrays of a state mean
         self.identity = np.frombuffer(digest, np.uint8)
+
+    @property
+    def labelled(self) -> bool:
+        """True where labels are needed."""
+        return any(f.aggregate == "risk" for f in self.features)
 
     @property
     def ring_width(self) -> int:
@@ -72,3 +102,26 @@ class WindowPlan:
     @property
     def ring_own(self) -> int:
         return 2 * len(self.fields) + len(self.kernel.offsets)
+
+
+def bytes_per_key(features: Sequence[WindowFeature]) -> int:
+    """Bytes of state per key of these features of one entity, its events not counted, all arrays being full.
+
+    Arrays grow ahead of need and tables are full at 70%: up to twice as much may be reserved.
+    """
+    plan = WindowPlan(features, 0)
+    boundaries = len(plan.kernel.offsets)
+    words = _HEAD_WORDS + plan.ring_own + _SLOT_WORDS
+    if plan.labelled:
+        words += _HEAD_WORDS + boundaries + _LABEL_HEAD_WORDS
+    return 8 * words + _TABLE_BYTES
+
+
+def bytes_per_event(features: Sequence[WindowFeature]) -> int:
+    """Bytes of state per event that is in the longest window; a key has room for 4 at the least.
+
+    Rings are powers of two, and the smaller ones they grew out of wait for new keys: up to three times as much may be
+    reserved. Frauds take 24 more each.
+    """
+    plan = WindowPlan(features, 0)
+    return 8 * plan.ring_width + (_TABLE_BYTES if plan.labelled else 0)

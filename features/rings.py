@@ -4,9 +4,10 @@ The pool is a flat uint64 array of rows of ``width`` words; the first word is th
 meaning of the others is the owner's. A ring's capacity is a power of two; freed blocks of each size form a
 free list. Rows are numbered by ever growing indices ``head..tail-1``, row ``i`` lies at ``i & (capacity-1)``.
 
-``heads`` (slots, 3 + own columns) int64 holds per slot: block (``start * 64 + log2(capacity)``, -1 = none),
-head, tail, and what the owner adds. Kernels never allocate memory: where the pool is full they say so, and
-`RingPool.grow` makes it larger, which never shows in results.
+``heads`` (slots, 3 + own columns) int64 holds per slot: block (``start * 64 + log2(capacity)``, 0 = none),
+head, tail, and what the owner adds; an empty slot is all zero, so that slots never used are pages never touched.
+Kernels never allocate memory: where the pool is full they say so, and `RingPool.grow` makes it larger, which never
+shows in results.
 """
 
 from __future__ import annotations
@@ -18,15 +19,20 @@ import numpy.typing as npt
 
 from features.block import IntArray
 from features.kernel import helper, kernel, signed
+from features.memory import UNBOUNDED, GrowingArray, larger
 
 __all__ = [
     "BLOCK",
     "HEAD",
+    "NO_BLOCK",
     "OWN",
     "TAIL",
     "Ring",
     "RingPool",
     "Words",
+    "export_rows",
+    "give_block",
+    "newest_times",
     "open_gap",
     "ring_double",
     "ring_evict",
@@ -39,11 +45,15 @@ __all__ = [
 Words = npt.NDArray[np.uint64]
 
 BLOCK, HEAD, TAIL, OWN = 0, 1, 2, 3
+#: no block: a block has at least 2**2 rows, so that its number is never 0
+NO_BLOCK = 0
+#: end of a free list; no room in the pool
 _NONE = -1
 _LOG_BITS = 6
 _LOG_MASK = 63
 _RING_LOG_MIN = 2
 _CLASSES = 48
+_POOL_ROWS_MIN = 256
 #: `free[_USED]` is the number of pool rows handed out so far, below it are the heads of the free lists
 _USED = _CLASSES
 
@@ -81,7 +91,8 @@ def _take_block(ring: Ring, log: int) -> int:
 
 
 @kernel
-def _give_block(ring: Ring, block: int) -> None:
+def give_block(ring: Ring, block: int) -> None:
+    """Puts a block on its free list."""
     start, log = block >> _LOG_BITS, block & _LOG_MASK
     ring.pool[start * ring.width] = np.uint64(ring.free[log])
     ring.free[log] = start
@@ -91,18 +102,18 @@ def _give_block(ring: Ring, block: int) -> None:
 def ring_double(ring: Ring, slot: int) -> bool:
     """Moves the slot's ring to a block of twice its capacity (its first one if it has none); False: pool full."""
     old = ring.heads[slot, BLOCK]
-    log = _RING_LOG_MIN if old == _NONE else (old & _LOG_MASK) + 1
+    log = _RING_LOG_MIN if old == NO_BLOCK else (old & _LOG_MASK) + 1
     start = _take_block(ring, log)
     if start == _NONE:
         return False
-    if old != _NONE:
+    if old != NO_BLOCK:
         mask = (1 << log) - 1
         for index in range(ring.heads[slot, HEAD], ring.heads[slot, TAIL]):
             source = row_at(ring, slot, index)
             target = (start + (index & mask)) * ring.width
             for word in range(ring.width):
                 ring.pool[target + word] = ring.pool[source + word]
-        _give_block(ring, old)
+        give_block(ring, old)
     ring.heads[slot, BLOCK] = (start << _LOG_BITS) | log
     return True
 
@@ -120,7 +131,7 @@ def ring_evict(ring: Ring, slot: int, horizon: int) -> None:
 def ring_room(ring: Ring, slot: int, horizon: int) -> bool:
     """Makes room for one more row, by dropping expired rows or growing the ring; False: pool full."""
     block = ring.heads[slot, BLOCK]
-    if block != _NONE:
+    if block != NO_BLOCK:
         capacity = 1 << (block & _LOG_MASK)
         if ring.heads[slot, TAIL] - ring.heads[slot, HEAD] < capacity:
             return True
@@ -189,10 +200,9 @@ def open_gap(ring: Ring, slot: int, index: int) -> int:
 @kernel
 def _release(ring: Ring, slots: IntArray) -> None:
     for slot in slots:
-        if ring.heads[slot, BLOCK] != _NONE:
-            _give_block(ring, ring.heads[slot, BLOCK])
+        if ring.heads[slot, BLOCK] != NO_BLOCK:
+            give_block(ring, ring.heads[slot, BLOCK])
         ring.heads[slot] = 0
-        ring.heads[slot, BLOCK] = _NONE
 
 
 @kernel
@@ -211,7 +221,7 @@ def _export(ring: Ring, slots: IntArray, counts: IntArray, out: Words) -> None:
 def _count_after(ring: Ring, slots: IntArray, horizon: int, counts: IntArray) -> None:
     for k in range(len(slots)):
         slot = slots[k]
-        if ring.heads[slot, BLOCK] != _NONE:
+        if ring.heads[slot, BLOCK] != NO_BLOCK:
             counts[k] = ring.heads[slot, TAIL] - seek(ring, slot, ring.heads[slot, HEAD], horizon)
 
 
@@ -224,7 +234,7 @@ def _import(ring: Ring, slots: IntArray, counts: IntArray, rows: Words, begin: i
     for k in range(begin, len(slots)):
         slot = slots[k]
         while counts[k] > 0 and (
-            ring.heads[slot, BLOCK] == _NONE or (1 << (ring.heads[slot, BLOCK] & _LOG_MASK)) < counts[k]
+            ring.heads[slot, BLOCK] == NO_BLOCK or (1 << (ring.heads[slot, BLOCK] & _LOG_MASK)) < counts[k]
         ):
             if not ring_double(ring, slot):
                 return k
@@ -237,15 +247,32 @@ def _import(ring: Ring, slots: IntArray, counts: IntArray, rows: Words, begin: i
     return len(slots)
 
 
+def export_rows(ring: Ring, slots: IntArray, horizon: int) -> tuple[IntArray, Words]:
+    """Rows per slot (m,) and all rows (sum, width) with time above the horizon, in time order."""
+    counts = np.zeros(len(slots), np.int64)
+    _count_after(ring, slots, horizon, counts)
+    rows = np.empty((int(counts.sum()), ring.width), np.uint64)
+    _export(ring, slots, counts, rows)
+    return counts, rows
+
+
 class RingPool:
     """All rings of one kind: rows of ``width`` words, ``own`` extra columns per slot (0 in an empty slot)."""
 
     def __init__(self, width: int, own: int) -> None:
         self.width = width
-        self.pool: Words = np.zeros(256 * width, np.uint64)
-        self.heads = np.empty((0, OWN + own), np.int64)
+        self._pool = GrowingArray((_POOL_ROWS_MIN * width,), np.uint64)
+        self._heads = GrowingArray((0, OWN + own), np.int64)
         self.free = np.full(_CLASSES + 1, _NONE, np.int64)
         self.free[_USED] = 0
+
+    @property
+    def pool(self) -> Words:
+        return self._pool.array
+
+    @property
+    def heads(self) -> IntArray:
+        return self._heads.array
 
     @property
     def view(self) -> Ring:
@@ -253,35 +280,35 @@ class RingPool:
         return Ring(self.pool, self.heads, self.free, self.width)
 
     @property
+    def head_bytes(self) -> int:
+        """Bytes per slot."""
+        return self._heads.row_bytes
+
+    @property
     def nbytes(self) -> int:
         return self.pool.nbytes + self.heads.nbytes
 
     def reserve_slots(self, capacity: int) -> None:
         """Slot numbers below ``capacity`` exist; new ones are empty."""
-        have = len(self.heads)
-        if capacity > have:
-            heads = np.zeros((capacity, self.heads.shape[1]), np.int64)
-            heads[have:, BLOCK] = _NONE
-            heads[:have] = self.heads
-            self.heads = heads
+        self._heads.grow(capacity)
 
-    def grow(self) -> None:
-        """Doubles the pool."""
-        pool = np.zeros(2 * len(self.pool), np.uint64)
-        pool[: len(self.pool)] = self.pool
-        self.pool = pool
+    def grow(self, room: int = UNBOUNDED) -> bool:
+        """Makes the pool larger, by at most ``room`` bytes; False where that is too little to be of use."""
+        row_bytes = 8 * self.width
+        rows = len(self.pool) // self.width
+        more = min(larger(rows, row_bytes) - rows, room // row_bytes)
+        if more < _POOL_ROWS_MIN:
+            return False
+        self._pool.grow((rows + more) * self.width)
+        return True
 
     def release(self, slots: IntArray) -> None:
         """Empties these slots and gives their blocks back."""
         _release(self.view, slots)
 
     def export(self, slots: IntArray, horizon: int) -> tuple[IntArray, Words]:
-        """Rows per slot (m,) and all rows (sum, width) with time above the horizon, in time order."""
-        counts = np.zeros(len(slots), np.int64)
-        _count_after(self.view, slots, horizon, counts)
-        rows = np.empty((int(counts.sum()), self.width), np.uint64)
-        _export(self.view, slots, counts, rows)
-        return counts, rows
+        """See `export_rows`."""
+        return export_rows(self.view, slots, horizon)
 
     def load(self, slots: IntArray, counts: IntArray, rows: Words) -> None:
         """The reverse of `export` into empty slots; row numbers begin at 0."""
@@ -291,3 +318,11 @@ class RingPool:
             if done == len(slots):
                 return
             self.grow()
+
+
+def newest_times(rings: RingPool, slots: IntArray, none: int) -> IntArray:
+    """(m,) time of the newest row of each slot, ``none`` where it has no row."""
+    heads = rings.heads[slots]
+    index = (heads[:, TAIL] - 1) & ((1 << (heads[:, BLOCK] & _LOG_MASK)) - 1)
+    at = ((heads[:, BLOCK] >> _LOG_BITS) + index) * rings.width
+    return np.where(heads[:, TAIL] > heads[:, HEAD], rings.pool[at].view(np.int64), none)

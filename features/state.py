@@ -8,11 +8,14 @@ so that when exactly never shows. Kernels never allocate: they return where they
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 
 from features.block import BoolArray, IntArray, KeyArray
 from features.kernel import helper, kernel, prefetch, signed
+from features.memory import UNBOUNDED, GrowingArray, larger
 
 __all__ = [
     "NO_TIME",
@@ -195,7 +198,7 @@ class KeySlots:
 
     def __init__(self) -> None:
         self.table: Table = np.zeros((TABLE_CAPACITY_MIN, 4), np.uint64)
-        self._free = np.empty(SLOT_CAPACITY_MIN, np.int64)
+        self._free = GrowingArray((SLOT_CAPACITY_MIN,), np.int64)
         self._meta = np.array([0, 0, SLOT_CAPACITY_MIN, NO_TIME], np.int64)
         self._hand = 0
 
@@ -218,24 +221,59 @@ class KeySlots:
 
     @property
     def nbytes(self) -> int:
-        return self.table.nbytes + self._free.nbytes
+        return self.table.nbytes + self._free.array.nbytes
 
     def assign(self, keys: KeyArray, times: IntArray, lateness_ms: int) -> tuple[IntArray, BoolArray]:
         """Slot (n,) int64 and late flag (n,) of each row; moves the stream time."""
-        n = len(keys)
-        slots, late = np.empty(n, np.int64), np.empty(n, np.bool_)
-        row = 0
+        slots, late = np.empty(len(keys), np.int64), np.empty(len(keys), np.bool_)
+        self.assign_from(0, keys, times, lateness_ms, slots, late, lambda: UNBOUNDED, 0)
+        return slots, late
+
+    def assign_from(
+        self,
+        row: int,
+        keys: KeyArray,
+        times: IntArray,
+        lateness_ms: int,
+        slots: IntArray,
+        late: BoolArray,
+        room: Callable[[], int],
+        slot_bytes: int,
+    ) -> int:
+        """`assign` of the rows from ``row`` on into ``slots`` and ``late``; returns n, or the row that does not fit.
+
+        ``room`` says how many bytes more may be held, ``slot_bytes`` how many of them the owner needs per new slot.
+        """
         while True:
-            row = _assign(self.table, self._free, self._meta, keys, times, lateness_ms, slots, late, row)
-            if row == n:
-                return slots, late
-            if table_full(self.table, len(self)):
-                grown = np.zeros((2 * len(self.table), 4), np.uint64)
-                table_rebuild(self.table, grown)
-                self.table, self._hand = grown, 0
-            else:
-                self._meta[CAPACITY] *= 2
-                self._free = np.resize(self._free, self.capacity)
+            row = _assign(self.table, self._free.array, self._meta, keys, times, lateness_ms, slots, late, row)
+            if row == len(keys) or not self._grow(room(), slot_bytes):
+                return row
+
+    def _grow(self, room: int, slot_bytes: int) -> bool:
+        """Makes room for more keys; False where ``room`` bytes are too few."""
+        if table_full(self.table, len(self)):
+            if room < 2 * self.table.nbytes:  # for a moment the old table stands beside the new one
+                return False
+            grown = np.zeros((2 * len(self.table), 4), np.uint64)
+            table_rebuild(self.table, grown)
+            self.table, self._hand = grown, 0
+            return True
+        slot_bytes += self._free.row_bytes
+        more = min(larger(self.capacity, slot_bytes) - self.capacity, room // slot_bytes)
+        if more < SLOT_CAPACITY_MIN:
+            return False
+        self._meta[CAPACITY] += more
+        self._free.grow(self.capacity)
+        return True
+
+    def set_newest(self, slots: IntArray, times: IntArray) -> None:
+        """Says anew what the newest event times of these slots' keys are; NO_TIME has them freed by the next sweep."""
+        newest = np.zeros(self.capacity, np.int64)
+        newest[slots] = times
+        named = np.zeros(self.capacity + 1, np.bool_)
+        named[slots + 1] = True
+        places = named[self.table[:, 2].view(np.int64)]
+        self.table[places, 3] = newest[self.table[places, 2].view(np.int64) - 1].view(np.uint64)
 
     def load(self, keys: KeyArray, times: IntArray, stream_time_ms: int) -> IntArray:
         """Fills an empty table with these keys and their newest times; returns their slots."""
@@ -250,7 +288,7 @@ class KeySlots:
         self._hand, count = table_sweep(self.table, self._hand, steps, horizon, freed)
         slots = freed[:count] - 1
         begin = int(self._meta[FREE])
-        self._free[begin : begin + count] = slots
+        self._free.array[begin : begin + count] = slots
         self._meta[FREE] += count
         return slots
 

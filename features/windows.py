@@ -18,8 +18,9 @@ import numpy as np
 
 from features.block import BoolArray, FloatArray, IntArray
 from features.fixed import fixed_add, fixed_of, fixed_subtract, float_of
-from features.kernel import helper, kernel, prefetch
+from features.kernel import helper, kernel, prefetch, signed
 from features.rings import HEAD, OWN, TAIL, Ring, Words, open_gap, ring_room, row_at, seek, seek_from_tail
+from features.spill import Spill, far_from_tail, spill_of, spill_ready, spill_ring
 
 __all__ = [
     "COUNT",
@@ -30,10 +31,12 @@ __all__ = [
     "Rows",
     "emit",
     "find_boundaries",
-    "insert",
+    "find_spilled",
     "look_ahead",
     "place_of",
     "prefixes_of_values",
+    "put_in",
+    "room_for",
     "values_of_prefixes",
     "window_rows",
 ]
@@ -49,7 +52,7 @@ class Plan(NamedTuple):
     """What kernels need to know of one entity's features, and scratch space for one row.
 
     ``offsets`` (boundaries,) int64 ascending, ``aggregates`` (features, 4) int64, ``span_ms`` = longest boundary +
-    allowed lateness; ``below`` and ``frauds`` (boundaries,) int64.
+    allowed lateness; ``below``, ``frauds`` and ``spilled`` (boundaries,) int64.
     """
 
     offsets: IntArray
@@ -57,6 +60,7 @@ class Plan(NamedTuple):
     span_ms: int
     below: IntArray
     frauds: IntArray
+    spilled: IntArray
 
 
 class Rows(NamedTuple):
@@ -113,18 +117,22 @@ def _prefix(ring: Ring, slot: int, index: int, f: int) -> tuple[np.uint64, np.ui
 
 
 @helper
-def emit(ring: Ring, plan: Plan, rows: Rows, row: int, place: int, out: FloatArray) -> None:
-    """Writes the features of a row that belongs at ``place``.
+def emit(ring: Ring, spill: Spill, number: int, plan: Plan, rows: Rows, row: int, place: int, out: FloatArray) -> None:
+    """Writes the features of a row that belongs at ``place``; ``number`` is its slot's spill or -1.
 
-    ``plan.below`` holds its boundaries, ``plan.frauds`` the number of visible positive labels below each.
+    ``plan.below`` holds its boundaries, ``plan.spilled`` those in the spill if there is one, ``plan.frauds`` the number
+    of visible positive labels below each.
     """
     slot, offsets, below, frauds = rows.slots[row], plan.offsets, plan.below, plan.frauds
+    spills, spilled = spill_ring(ring, spill), plan.spilled
     if offsets[0] == 0:
         below[0] = place + 1
     for j in range(plan.aggregates.shape[0]):
         aggregate, f = plan.aggregates[j, 0], plan.aggregates[j, 1]
         near, far = plan.aggregates[j, 2], plan.aggregates[j, 3]
         count = below[near] - below[far]
+        if number >= 0:
+            count += spilled[near] - spilled[far]
         if aggregate == COUNT or count == 0:
             out[row, j] = count if aggregate == COUNT else 0.0
         elif aggregate == RISK:
@@ -135,6 +143,11 @@ def emit(ring: Ring, plan: Plan, rows: Rows, row: int, place: int, out: FloatArr
                 nhi, nlo = _prefix(ring, slot, place if offsets[near] == 0 else below[near], f)
                 fhi, flo = _prefix(ring, slot, below[far], f)
                 hi, lo = fixed_subtract(nhi, nlo, fhi, flo)
+            if number >= 0:
+                nhi, nlo = _prefix(spills, number, spilled[near], f)
+                fhi, flo = _prefix(spills, number, spilled[far], f)
+                nhi, nlo = fixed_subtract(nhi, nlo, fhi, flo)
+                hi, lo = fixed_add(hi, lo, nhi, nlo)
             if offsets[near] == 0:
                 vhi, vlo = fixed_of(rows.values[f, row])
                 hi, lo = fixed_add(hi, lo, vhi, vlo)
@@ -143,9 +156,8 @@ def emit(ring: Ring, plan: Plan, rows: Rows, row: int, place: int, out: FloatArr
 
 
 @helper
-def insert(ring: Ring, rows: Rows, row: int, place: int) -> None:
-    """Puts a row at index ``place`` of a ring with room, and its values into the sums of all newer rows."""
-    slot = rows.slots[row]
+def insert(ring: Ring, slot: int, rows: Rows, row: int, place: int) -> None:
+    """Puts a row at index ``place`` of a slot with room, and its values into the sums of all newer rows."""
     at = open_gap(ring, slot, place)
     ring.pool[at] = np.uint64(rows.times[row])
     newest = place == ring.heads[slot, TAIL] - 1
@@ -163,6 +175,40 @@ def insert(ring: Ring, rows: Rows, row: int, place: int) -> None:
         thi, tlo = fixed_add(thi, tlo, vhi, vlo)
         ring.heads[slot, own] = np.int64(thi)
         ring.heads[slot, own + 1] = np.int64(tlo)
+
+
+@helper
+def room_for(ring: Ring, spill: Spill, slot: int, t: int, horizon: int) -> bool:
+    """Makes room for a row of time ``t`` where it will go; False: pool full."""
+    if not ring_room(ring, slot, horizon):
+        return False
+    tail = ring.heads[slot, TAIL]
+    if tail == ring.heads[slot, HEAD] or signed(ring.pool[row_at(ring, slot, tail - 1)]) <= t:
+        return True
+    return spill_ready(ring, spill, slot, t, horizon)
+
+
+@helper
+def find_spilled(ring: Ring, spill: Spill, plan: Plan, slot: int, t: int, late: bool, horizon: int) -> int:
+    """Number of the slot's spill or -1; its boundaries go to ``plan.spilled``, its place for the row to ``[0]``."""
+    number = spill_of(spill, slot)
+    if number >= 0:
+        spills = spill_ring(ring, spill)
+        find_boundaries(spills, number, plan.offsets, t, late, horizon, plan.spilled)
+        if plan.offsets[0] == 0:
+            plan.spilled[0] = place_of(spills, number, t, late, horizon)
+    return number
+
+
+@helper
+def put_in(ring: Ring, spill: Spill, number: int, rows: Rows, row: int, place: int) -> None:
+    """Inserts a row at ``place`` of its ring, or into spill ``number``; `room_for` must hold."""
+    slot = rows.slots[row]
+    if number >= 0 and far_from_tail(ring, slot, place):
+        spills = spill_ring(ring, spill)
+        insert(spills, number, rows, row, seek_from_tail(spills, number, rows.times[row]))
+    else:
+        insert(ring, slot, rows, row, place)
 
 
 @helper
@@ -184,7 +230,7 @@ def look_ahead(ring: Ring, boundaries: int, slots: IntArray, row: int) -> None:
 
 
 @kernel
-def window_rows(ring: Ring, plan: Plan, rows: Rows, cursor: IntArray, out: FloatArray) -> bool:
+def window_rows(ring: Ring, spill: Spill, plan: Plan, rows: Rows, cursor: IntArray, out: FloatArray) -> bool:
     """Rows from ``cursor[0]`` on (``cursor[1]`` = stream time so far): features, then insertion unless late.
 
     False where the pool is full: grow it and call again.
@@ -194,17 +240,18 @@ def window_rows(ring: Ring, plan: Plan, rows: Rows, cursor: IntArray, out: Float
         t, slot, late = rows.times[row], rows.slots[row], rows.late[row]
         stream = max(cursor[1], t)
         horizon = stream - plan.span_ms
-        place = 0
+        place, number = 0, -1
         if slot < 0:
             plan.below[:] = 0
         else:
-            if not late and not ring_room(ring, slot, horizon):
+            if not late and not room_for(ring, spill, slot, t, horizon):
                 return False
             place = place_of(ring, slot, t, late, horizon)
             find_boundaries(ring, slot, plan.offsets, t, late, horizon, plan.below)
-        emit(ring, plan, rows, row, place, out)
+            number = find_spilled(ring, spill, plan, slot, t, late, horizon)
+        emit(ring, spill, number, plan, rows, row, place, out)
         if not late:
-            insert(ring, rows, row, place)
+            put_in(ring, spill, number, rows, row, place)
         cursor[0] = row + 1
         cursor[1] = stream
     return True

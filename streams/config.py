@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from features.fraud import SETS
 from streams.errors import ConfigError
 
 __all__ = ["Settings", "load_settings"]
@@ -27,6 +28,11 @@ class Settings:
     bootstrap: str = _setting("127.0.0.1:9092", "Kafka brokers, HOST:PORT[,HOST:PORT], or memory://NAME")
     group: str = _setting("headrace-fraud", "consumer group")
     models: str = _setting("", "registry directory of model packages; empty: features are logged, scores are null")
+    feature_set: str = _setting(
+        "auto",
+        "features that are computed; auto: the champion's, without a model the default ones",
+        choices=("auto", *SETS),
+    )
     order: str = _setting("arrival", "order of the terminal stage", choices=("arrival", "event_time"))
     partitions: int = _setting(4, "partitions of topics that a worker creates", 1)
     commit_interval_ms: int = _setting(1000, "time between commits", 10)
@@ -40,6 +46,7 @@ class Settings:
     first_wait_ms: int = _setting(60_000, "order event_time: how long a partition without any record is waited for", 0)
     dedupe_ms: int = _setting(86_400_000, "a transaction_id repeated within this event time is a duplicate", 0)
     dedupe_entries: int = _setting(20_000_000, "transaction ids remembered per partition at most", 1)
+    state_mb_max: int = _setting(0, "MB that the windows of one stage may take in each partition; 0: no bound", 0)
     log_features: bool = _setting(True, "write the feature vector into each score record")
     log_level: str = _setting("INFO", "DEBUG, INFO, WARNING or ERROR", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
     kafka: Mapping[str, Any] = field(default_factory=dict, metadata={"help": "librdkafka settings, passed through"})

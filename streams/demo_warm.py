@@ -57,13 +57,13 @@ def _warm_rows(stages: StageSettings) -> None:
     from streams.offline import block_of
     from streams.partitioner import partitions_of
     from streams.pipelines.fraud_stages import CardStage
-    from streams.shuffle import Source, pack, unpack
+    from streams.shuffle import Sent, Source, pack, unpack
 
     n = np.arange(9, dtype=np.int64)
     columns = {"transaction_id": n, "event_time": n, "card_id": n, "terminal_id": n, "amount": n / 4}
     rows = CardStage(stages).process(block_of(TRANSACTIONS, columns)).block
     targets = partitions_of(rows.ids["terminal_id"], 2)
-    for _, value in pack("rows", Source(TRANSACTIONS.topic, "warm", 0), rows, targets, 2, watermark_ms=0):
+    for _, value in pack("rows", [Sent(Source(TRANSACTIONS.topic, "warm", 0), rows, 0)], targets, 2):
         unpack(value)
     vectors, scores = np.zeros((len(rows), len(stages.features))), np.zeros(len(rows))
     late = rows.columns["late"].astype(np.bool_)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from features.fraud import DEFAULT
+from features.declare import FeatureSet
+from features.fraud import DEFAULT, SETS, set_of
+from models.package import read_manifest
 from models.registry import Registry
 from models.slot import ModelSlot
 from streams.config import Settings
@@ -14,21 +16,39 @@ from streams.pipelines.fraud_stages import StageSettings
 from streams.reader import ReaderSettings
 from streams.worker import Worker
 
-__all__ = ["make_pipeline", "make_worker", "stage_settings"]
+__all__ = ["feature_set", "make_pipeline", "make_worker", "stage_settings"]
+
+
+def feature_set(settings: Settings) -> FeatureSet:
+    """The features that the settings name, or those that the champion was made for."""
+    if settings.feature_set in SETS:
+        return SETS[settings.feature_set]
+    registry = Registry(settings.models) if settings.models else None
+    if registry is None or "champion" not in registry.aliases():
+        return DEFAULT
+    return set_of(read_manifest(registry.resolve("champion")).schema_hash)
 
 
 def stage_settings(settings: Settings) -> StageSettings:
     """What the stages' results depend on."""
-    return StageSettings(DEFAULT, settings.allowed_lateness_ms, settings.dedupe_ms, settings.dedupe_entries)
+    features = feature_set(settings)
+    return StageSettings(
+        features,
+        settings.allowed_lateness_ms,
+        settings.dedupe_ms,
+        settings.dedupe_entries,
+        settings.state_mb_max * 1_000_000 or None,
+    )
 
 
 def make_pipeline(settings: Settings) -> FraudPipeline:
     """The pipeline with the registry's champion, or without a model where no registry is named."""
-    slot = ModelSlot()
+    slot, stages = ModelSlot(), stage_settings(settings)
     if settings.models:
-        slot.replace(Registry(settings.models).get("champion", DEFAULT.names, DEFAULT.schema_hash))
+        features = stages.features
+        slot.replace(Registry(settings.models).get("champion", features.names, features.schema_hash))
     return FraudPipeline(
-        stage_settings(settings),
+        stages,
         slot,
         settings.order,
         settings.partitions,

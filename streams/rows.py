@@ -33,6 +33,20 @@ class Layout(NamedTuple):
     texts: tuple[str, ...]
 
 
+def _layout(block: Block) -> Layout:
+    words, texts = list(FIRST_WORDS), list[str]()
+    for name, ids in block.ids.items():
+        (texts if ids.ints is None else words).append(f"id:{name}")
+    for name, column in block.columns.items():
+        prefix = _PREFIX_OF_DTYPE.get(column.dtype)
+        if prefix is None:
+            raise ValueError(f"column {name}: dtype {column.dtype} cannot be sent; use float64, int64 or bool")
+        words.append(prefix + name)
+    if block.extra is not None:
+        texts.append("extra")
+    return Layout(tuple(words), tuple(texts))
+
+
 class _Column(NamedTuple):
     place: int
     prefix: str
@@ -68,33 +82,27 @@ class Rows:
         return column
 
     @staticmethod
-    def of(block: Block) -> Rows:
-        """The block's rows. ValueError: a column that is not float64, int64 or bool."""
-        n = len(block)
-        names = list(FIRST_WORDS)
-        columns: list[Any] = [block.offsets, block.timestamps]
-        text_names: list[str] = []
-        texts: list[list[Any]] = []
-        for name, ids in block.ids.items():
-            if ids.ints is not None:
-                names.append(f"id:{name}")
-                columns.append(ids.ints)
+    def of(*blocks: Block) -> Rows:
+        """The rows of the blocks, in order. ValueError: a column that is not float64, int64 or bool."""
+        first, *others = blocks
+        layout = _layout(first)
+        if any(_layout(other) != layout for other in others):
+            return Rows.concat([Rows.of(block) for block in blocks])
+        words = np.empty((len(layout.words), sum(map(len, blocks))), np.int64)
+        np.concatenate([block.offsets for block in blocks], out=words[0])
+        np.concatenate([block.timestamps for block in blocks], out=words[1])
+        for place, prefix, name in _columns(layout):
+            if prefix == "f8":
+                np.concatenate([block.columns[name] for block in blocks], out=words[place].view(np.float64))
+            elif prefix == "id":
+                np.concatenate([block.ids[name].ints for block in blocks], out=words[place])
             else:
-                text_names.append(f"id:{name}")
-                texts.append(ids.to_list())
-        for name, column in block.columns.items():
-            prefix = _PREFIX_OF_DTYPE.get(column.dtype)
-            if prefix is None:
-                raise ValueError(f"column {name}: dtype {column.dtype} cannot be sent; use float64, int64 or bool")
-            names.append(prefix + name)
-            columns.append(column.view(np.int64) if prefix == "f8:" else column)
-        if block.extra is not None:
-            text_names.append("extra")
-            texts.append(list(block.extra))
-        words = np.empty((len(names), n), np.int64)
-        for place, column in enumerate(columns):
-            words[place] = column
-        return Rows(Layout(tuple(names), tuple(text_names)), words, texts)
+                np.concatenate([block.columns[name] for block in blocks], out=words[place])
+        texts: list[list[Any]] = []
+        for name in layout.texts:
+            of_blocks = [block.extra if name == "extra" else block.ids[name[3:]].mixed for block in blocks]
+            texts.append([text for column in of_blocks for text in column or ()])
+        return Rows(layout, words, texts)
 
     def block(self, topic: str, partition: int, next_offset: int, only: Container[str] | None = None) -> Block:
         """The rows as a block of columns that share the rows' memory: all, or those of these names."""

@@ -10,6 +10,7 @@ instead of building and parsing it. (An Arrow stream was here before: for one ro
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -24,8 +25,8 @@ from features.block import Block, IntArray
 from streams.errors import FatalError, HeadraceError
 from streams.rows import FIRST_WORDS, NO_ROWS, Layout, Rows
 
-__all__ = ["FORMAT_VERSION", "TO_ALL", "MessageKind", "ShuffleError", "Shuffled", "Source", "SourcePositions"]
-__all__ += ["pack", "unpack"]
+__all__ = ["FORMAT_VERSION", "TO_ALL", "MessageKind", "Sent", "ShuffleError", "Shuffled", "Source"]
+__all__ += ["SourcePositions", "pack", "unpack"]
 
 FORMAT_VERSION = 1
 #: as a row's target: every partition
@@ -81,51 +82,50 @@ class Shuffled:
 # --- writing ---
 
 
-def pack(
-    kind: MessageKind,
-    source: Source,
-    block: Block,
-    partitions: IntArray | None,
-    n_partitions: int,
-    *,
-    watermark_ms: int | None = None,
-) -> list[tuple[int, bytes]]:
-    """One message per target partition that gets rows: (partition, value), by rising partition.
+class Sent(NamedTuple):
+    """What one source sends: a block of its rows, and how far it has come."""
 
-    ``partitions`` (n,) int64 is each row's target, `TO_ALL` sends the row everywhere; None sends all rows
-    everywhere. Rows keep their order. Rows of one source block for one topic belong in one call: the receiver takes
-    rows of a source only in rising order of offsets. ``watermark`` and ``idle`` go to all partitions, without rows.
-    ValueError: a target out of range or a column of another type than float64, int64, bool.
+    source: Source
+    block: Block
+    watermark_ms: int | None = None
+
+
+def pack(
+    kind: MessageKind, sent: Sequence[Sent], partitions: IntArray | None, n_partitions: int
+) -> list[tuple[int, bytes]]:
+    """One message per source and target partition that gets rows: (partition, value), source by source and by rising
+    partition.
+
+    ``partitions`` (n,) int64 is the target of each row of all blocks, `TO_ALL` sends the row everywhere; None sends all
+    rows everywhere. Rows keep their order. Rows of one source block for one topic belong in one call: the receiver
+    takes rows of a source only in rising order of offsets. ``watermark`` and ``idle`` go to all partitions, without
+    rows. ValueError: a target out of range or a column of another type than float64, int64, bool.
     """
-    n = len(block)
     if kind not in _WITH_ROWS:
-        message = _message(kind, source, NO_ROWS, block.next_offset, watermark_ms)
-        return [(p, message) for p in range(n_partitions)]
-    if n == 0:
+        return [(p, message) for s in sent for message in [_message(kind, s, NO_ROWS)] for p in range(n_partitions)]
+    sent = [s for s in sent if len(s.block)]
+    if not sent:
         return []
-    rows = Rows.of(block)
+    rows = Rows.of(*[s.block for s in sent])
+    n = len(rows)
     if partitions is None:
-        message = _message(kind, source, rows, block.next_offset, watermark_ms)
-        return [(p, message) for p in range(n_partitions)]
+        partitions = np.full(n, TO_ALL, np.int64)
     if len(partitions) != n or partitions.min() < TO_ALL or partitions.max() >= n_partitions:
         raise ValueError(f"partitions: {n} targets from {TO_ALL} to {n_partitions - 1} expected, one per row")
-    if n == 1 and partitions[0] != TO_ALL:
-        return [(int(partitions[0]), _message(kind, source, rows, block.next_offset, watermark_ms))]
-    order, starts = _by_target(partitions, n_partitions)
+    order, starts = _by_target(partitions, [len(s.block) for s in sent], n_partitions)
     rows = rows.take(order)
-    bounds: list[int] = starts.tolist()
     return [
-        (p, _message(kind, source, rows.part(start, stop), block.next_offset, watermark_ms))
-        for p, (start, stop) in enumerate(pairwise(bounds))
+        (place % n_partitions, _message(kind, sent[place // n_partitions], rows.part(start, stop)))
+        for place, (start, stop) in enumerate(pairwise(starts))
         if stop > start
     ]
 
 
-def _message(kind: str, source: Source, rows: Rows, next_offset: int, watermark_ms: int | None) -> bytes:
+def _message(kind: str, sent: Sent, rows: Rows) -> bytes:
     texts = _WRITE_TEXTS(rows.texts) if rows.texts else b""
-    watermark = _NO_WATERMARK if watermark_ms is None else watermark_ms
-    fixed = _FIXED.pack(next_offset, watermark, len(rows), len(texts))
-    message = b"".join((_head(kind, source, rows.layout), fixed, rows.words.tobytes(), texts))
+    watermark = _NO_WATERMARK if sent.watermark_ms is None else sent.watermark_ms
+    fixed = _FIXED.pack(sent.block.next_offset, watermark, len(rows), len(texts))
+    message = b"".join((_head(kind, sent.source, rows.layout), fixed, rows.words.tobytes(), texts))
     return message + xxhash.xxh3_64_digest(message)
 
 
@@ -148,38 +148,45 @@ class _HeadText(msgspec.Struct, array_like=True):
     texts: tuple[str, ...]
 
 
-def _by_target(partitions: IntArray, n_partitions: int) -> tuple[IntArray, IntArray]:
-    """(order, starts): the rows of target p are ``order[starts[p]:starts[p + 1]]``, in their own order."""
+def _by_target(partitions: IntArray, sizes: Sequence[int], n_partitions: int) -> tuple[IntArray, list[int]]:
+    """(order, starts): the rows of block k for target p are ``order[starts[i]:starts[i + 1]]`` with
+    i = k * n_partitions + p, in their own order."""
     everywhere = int(np.count_nonzero(partitions == TO_ALL))
     order = np.empty(len(partitions) + everywhere * (n_partitions - 1), np.int64)
-    starts = np.empty(n_partitions + 1, np.int64)
-    _sort_by_target(partitions, n_partitions, order, starts)
-    return order, starts
+    ends = np.cumsum(np.array(sizes, np.int64))
+    starts = np.empty(len(sizes) * n_partitions + 1, np.int64)
+    _sort_by_target(partitions, ends, n_partitions, order, starts)
+    return order, starts.tolist()
 
 
 @njit(cache=True)
-def _sort_by_target(partitions: IntArray, n_partitions: int, order: IntArray, starts: IntArray) -> None:
-    """A stable counting sort in which a row with target -1 is in every partition."""
-    counts = np.zeros(n_partitions, np.int64)
-    everywhere = 0
-    for p in partitions:
-        if p < 0:
-            everywhere += 1
-        else:
-            counts[p] += 1
+def _sort_by_target(partitions: IntArray, ends: IntArray, n_partitions: int, order: IntArray, starts: IntArray) -> None:
+    """A stable counting sort, block by block, in which a row with target -1 is in every partition."""
+    begin = 0
     starts[0] = 0
-    for p in range(n_partitions):
-        starts[p + 1] = starts[p] + counts[p] + everywhere
-        counts[p] = starts[p]
-    for row in range(partitions.shape[0]):
-        p = partitions[row]
-        if p < 0:
-            for q in range(n_partitions):
-                order[counts[q]] = row
-                counts[q] += 1
-        else:
-            order[counts[p]] = row
-            counts[p] += 1
+    counts = np.empty(n_partitions, np.int64)
+    for k in range(ends.shape[0]):
+        counts[:] = 0
+        everywhere = 0
+        for row in range(begin, ends[k]):
+            if partitions[row] < 0:
+                everywhere += 1
+            else:
+                counts[partitions[row]] += 1
+        for p in range(n_partitions):
+            i = k * n_partitions + p
+            starts[i + 1] = starts[i] + counts[p] + everywhere
+            counts[p] = starts[i]
+        for row in range(begin, ends[k]):
+            p = partitions[row]
+            if p < 0:
+                for q in range(n_partitions):
+                    order[counts[q]] = row
+                    counts[q] += 1
+            else:
+                order[counts[p]] = row
+                counts[p] += 1
+        begin = ends[k]
 
 
 # --- reading ---

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import faust
 
+from features.plan import BoundError
 from streams.errors import EXIT_FAILED, EXIT_OK, EXIT_WATCHDOG, ConfigError, FatalError, HeadraceError
 from streams.log import TP, DeliveryFailed, Log, LogConsumer, LogProducer, OutBatch, RecordBatch, TopicInfo
 from streams.reader import BlockReader, ReaderSettings
@@ -243,6 +244,9 @@ class Worker:
             raise
         except FatalError as exc:
             self.failed(exc)
+        except BoundError as exc:
+            # to go on would give this key and others wrong features; the log still has everything
+            self.failed(FatalError("state-full", f"{exc}. The bound is the setting state_mb_max."))
         except Exception as exc:
             logger.exception("stage failed")
             where = "; ".join(f"{b.tp.topic}/{b.tp.partition} offsets {b.offsets[0]}..{b.offsets[-1]}" for b in batches)

@@ -124,10 +124,16 @@ def _rows_table(figures: dict[str, Any]) -> list[str]:
     return ["   ".join(f"{k} {v}" for k, v in row.items() if k != "sha256") for row in figures["results"]]
 
 
+def _features_table(figures: dict[str, Any]) -> list[str]:
+    lines = _rows_table(figures)
+    lines += ["one key with 30% of the events:", *_rows_table({"results": figures["hot"]})]
+    return [*lines, "the same job by others:", *_rows_table(figures["peers"])]
+
+
 _MEASURES = {"throughput": _throughput, "latency": _latency, "predictor": _predictor, "features": _features}
 _TABLES = {
     "throughput": _throughput_table,
     "latency": _latency_table,
     "predictor": _rows_table,
-    "features": _rows_table,
+    "features": _features_table,
 }

@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from streams.cli.offline_io import add_inputs, add_order, add_pipeline, check_output, read_inputs, written
+from streams.cli.offline_io import add_inputs, add_order, add_pipeline, add_set, check_output, read_inputs, written
 from streams.cli.options import add_json, print_json
 from streams.errors import EXIT_OK, ConfigError
 
@@ -28,7 +27,7 @@ _MEMORY_NOTE = "memory: of the state that the features of an entity share"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     add_pipeline(parser)
-    parser.add_argument("--set", choices=["default", "rich"], default="default", help="feature set (default: default)")
+    add_set(parser)
     add_inputs(parser, required=False)
     parser.add_argument(
         "--to", type=Path, metavar="FILE.parquet", help="transaction_id and the features, rows as in EVENTS"
@@ -44,7 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Writes one row per transaction, repeated ones left out."""
-    features = _feature_set(args.set)
+    from features.fraud import SETS
+
+    features = SETS[args.set]
     files = {"--from": args.source, "--labels": args.labels, "--to": args.to}
     if args.describe:
         given = [f"{option} {path}" for option, path in files.items() if path is not None]
@@ -58,8 +59,7 @@ def run(args: argparse.Namespace) -> int:
     import pyarrow.parquet as pq
 
     started = time.perf_counter()
-    inputs = read_inputs(args)
-    inputs = replace(inputs, settings=replace(inputs.settings, features=features))
+    inputs = read_inputs(args, features)
     made = inputs.features(args.order).in_input_order()
     table = _table(inputs.events, made, inputs.settings.features)
     with written(args.to) as path:
@@ -95,15 +95,6 @@ def id_array(ids: Ids) -> pa.Array:
     import pyarrow as pa
 
     return pa.array(ids.ints) if ids.ints is not None else pa.array([str(v) for v in ids.to_list()], pa.string())
-
-
-def _feature_set(name: str) -> FeatureSet:
-    import features.fraud
-
-    found: FeatureSet | None = getattr(features.fraud, name.upper(), None)
-    if found is None:
-        raise ConfigError(f"--set {name}: this version has no such feature set; use --set default")
-    return found
 
 
 def _describe(features: FeatureSet, *, as_json: bool) -> int:

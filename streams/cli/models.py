@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from streams.cli.offline_io import add_alias, add_models
+from streams.cli.offline_io import add_alias, add_models, add_set
 from streams.cli.options import add_json, print_json
 from streams.errors import EXIT_OK
 
@@ -28,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             )
             action.add_argument("--name", required=True, help="name of the package")
             add_alias(action)
+            add_set(action)
         elif name in ("show", "promote"):
             action.add_argument("reference", metavar="REF", help="NAME@VERSION or an alias")
         add_models(action)
@@ -71,12 +73,11 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _show(args: argparse.Namespace) -> int:
-    from features.fraud import DEFAULT
     from models.registry import Registry
 
     registry = Registry(args.models)
     path = registry.resolve(args.reference)
-    model = registry.get(args.reference, DEFAULT.names, DEFAULT.schema_hash)
+    model = registry.get(args.reference, *_expected(path))
     manifest = model.manifest
     aliases = [alias for alias, label in registry.aliases().items() if label == manifest.label]
     shown: dict[str, Any] = {
@@ -97,33 +98,45 @@ def _show(args: argparse.Namespace) -> int:
 
 
 def _add(args: argparse.Namespace) -> int:
-    from features.fraud import DEFAULT
+    from features.fraud import SETS
     from models.package import package_from_text
     from models.registry import Registry
 
     created_at = datetime.now(UTC).isoformat(timespec="seconds")
-    draft = package_from_text(args.source, args.name, created_at=created_at, features=DEFAULT.names)
+    features = SETS[args.set]
+    draft = package_from_text(
+        args.source, args.name, created_at=created_at, features=features.names, schema_hash=features.schema_hash
+    )
     manifest = Registry(args.models).add(draft, args.alias)
     return _say(args, manifest.label, args.alias, f"added {manifest.label}")
 
 
 def _promote(args: argparse.Namespace) -> int:
-    from features.fraud import DEFAULT
     from models.registry import Registry
 
     registry = Registry(args.models)
-    registry.get(args.reference, DEFAULT.names, DEFAULT.schema_hash)
+    registry.get(args.reference, *_expected(registry.resolve(args.reference)))
     label = registry.set_alias("champion", args.reference)
     before = registry.previous
     return _say(args, label, "champion", f"{label} is champion" + (f" (before: {before})" if before else ""))
 
 
 def _rollback(args: argparse.Namespace) -> int:
-    from features.fraud import DEFAULT
     from models.registry import Registry
 
-    label = Registry(args.models).rollback(DEFAULT.names, DEFAULT.schema_hash)
+    registry = Registry(args.models)
+    expected = _expected(registry.resolve(registry.previous)) if registry.previous else (None, None)
+    label = registry.rollback(*expected)
     return _say(args, label, "champion", f"{label} is champion again")
+
+
+def _expected(path: Path) -> tuple[Sequence[str], str]:
+    """Names and schema hash of the feature set that the package was made for."""
+    from features.fraud import set_of
+    from models.package import read_manifest
+
+    features = set_of(read_manifest(path).schema_hash)
+    return features.names, features.schema_hash
 
 
 def _say(args: argparse.Namespace, label: str, alias: str | None, text: str) -> int:

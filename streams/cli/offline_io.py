@@ -15,18 +15,21 @@ from streams.errors import ConfigError, HeadraceError
 
 if TYPE_CHECKING:
     from features.block import Block
+    from features.declare import FeatureSet
     from streams.codec import Dead
     from streams.offline import OfflineFeatures, OfflineOrder
     from streams.pipelines.fraud_stages import StageSettings
 
 __all__ = [
     "ALIAS_CHOICES",
+    "SET_CHOICES",
     "Inputs",
     "add_alias",
     "add_inputs",
     "add_models",
     "add_order",
     "add_pipeline",
+    "add_set",
     "check_output",
     "read_inputs",
     "written",
@@ -34,6 +37,8 @@ __all__ = [
 
 #: `models.registry.ALIASES`, whose import takes a second that ``--help`` should not
 ALIAS_CHOICES = ("champion", "challenger", "shadow")
+#: `features.fraud.SETS`, likewise
+SET_CHOICES = ("default", "rich")
 
 
 def add_pipeline(parser: argparse.ArgumentParser) -> None:
@@ -111,12 +116,16 @@ class Inputs:
         }
 
 
-def read_inputs(args: argparse.Namespace, *, keep_extra: bool = False) -> Inputs:
+def add_set(parser: argparse.ArgumentParser) -> None:
+    """``--set``: which features."""
+    parser.add_argument("--set", choices=SET_CHOICES, default="default", help="feature set (default: default)")
+
+
+def read_inputs(args: argparse.Namespace, features: FeatureSet, *, keep_extra: bool = False) -> Inputs:
     """Reads ``--from`` and ``--labels``; says on stderr how many rows are invalid and why the first one is.
 
     HeadraceError when no event is valid.
     """
-    from features.fraud import DEFAULT
     from streams.config import load_settings
     from streams.offline import read_events, read_labels
     from streams.pipelines.fraud_stages import StageSettings
@@ -132,7 +141,7 @@ def read_inputs(args: argparse.Namespace, *, keep_extra: bool = False) -> Inputs
     if args.labels is not None:
         labels = read_labels(args.labels, bad_labels)
         _report(args.labels, len(labels), bad_labels)
-    stages = StageSettings(DEFAULT, settings.allowed_lateness_ms, settings.dedupe_ms, settings.dedupe_entries)
+    stages = StageSettings(features, settings.allowed_lateness_ms, settings.dedupe_ms, settings.dedupe_entries)
     return Inputs(events, labels, stages, len(bad_events), len(bad_labels))
 
 

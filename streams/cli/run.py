@@ -10,6 +10,7 @@ import signal
 from collections.abc import Coroutine
 from typing import Any
 
+from streams.cli.offline_io import SET_CHOICES
 from streams.cli.options import add_bootstrap, add_config, add_json, print_json
 
 #: objects more than before until cycles are looked for: more than the blocks in flight hold (default 700)
@@ -24,6 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--models", metavar="DIR", help="registry of model packages; the champion scores")
     parser.add_argument(
         "--order", choices=["arrival", "event_time"], help="order of the terminal stage (default: arrival)"
+    )
+    parser.add_argument(
+        "--set", choices=("auto", *SET_CHOICES), help="feature set (default: auto, the champion's or the default one)"
     )
     parser.add_argument("--group", metavar="GROUP", help="consumer group (default: headrace-fraud)")
     parser.add_argument("--partitions", type=int, metavar="N", help="of topics that are missing (default: 4)")
@@ -41,7 +45,8 @@ def run(args: argparse.Namespace) -> int:
     from streams.fraud_worker import make_worker
 
     overrides = {name: getattr(args, name) for name in ("models", "order", "group", "partitions")}
-    settings = load_settings(args.config, overrides={**overrides, "bootstrap": args.bootstrap})
+    overrides |= {"bootstrap": args.bootstrap, "feature_set": args.set}
+    settings = load_settings(args.config, overrides=overrides)
     logging.getLogger().setLevel(settings.log_level)
     for faust_logger in ("faust", "mode", "streams.transport"):
         logging.getLogger(faust_logger).setLevel(logging.WARNING)

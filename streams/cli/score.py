@@ -13,8 +13,8 @@ from streams.cli.options import add_json, print_json
 from streams.errors import EXIT_OK
 
 if TYPE_CHECKING:
-    from features.block import Block
     from models.slot import ModelSlot
+    from streams.cli.offline_io import Inputs
     from streams.offline import OfflineFeatures
 
 EXAMPLE = "headrace score --from transactions.parquet --labels labels.parquet --models models-dir --to scores.parquet"
@@ -43,18 +43,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Writes one row or line per transaction, in the order of EVENTS, repeated ones left out."""
     check_output(args.to, [".parquet", ".jsonl"], [args.source, args.labels])
-    from features.fraud import DEFAULT
+    from features.fraud import set_of
+    from models.package import read_manifest
     from models.registry import Registry
     from models.slot import ModelSlot
 
     as_json_lines = args.to.suffix.lower() == ".jsonl"
     slot = ModelSlot()
-    slot.replace(Registry(args.models).get(args.model, DEFAULT.names, DEFAULT.schema_hash))
+    registry = Registry(args.models)
+    features = set_of(read_manifest(registry.resolve(args.model)).schema_hash)
+    slot.replace(registry.get(args.model, features.names, features.schema_hash))
     started = time.perf_counter()
-    inputs = read_inputs(args, keep_extra=as_json_lines)
+    inputs = read_inputs(args, features, keep_extra=as_json_lines)
     made = inputs.features(args.order).in_input_order()
     with written(args.to) as path:
-        (_write_jsonl if as_json_lines else _write_parquet)(path, inputs.events, made, slot)
+        (_write_jsonl if as_json_lines else _write_parquet)(path, inputs, made, slot)
     seconds = time.perf_counter() - started
     counts = inputs.counts(made)
     rate = len(inputs.events) / seconds
@@ -68,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     return EXIT_OK
 
 
-def _write_parquet(path: Path, events: Block, made: OfflineFeatures, slot: ModelSlot) -> None:
+def _write_parquet(path: Path, inputs: Inputs, made: OfflineFeatures, slot: ModelSlot) -> None:
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -82,16 +85,15 @@ def _write_parquet(path: Path, events: Block, made: OfflineFeatures, slot: Model
         raw[part], score[part] = slot.score(made.matrix[part])
 
     _in_parts(n, put)
-    ids = id_array(events.ids["transaction_id"].take(made.row))
+    ids = id_array(inputs.events.ids["transaction_id"].take(made.row))
     pq.write_table(pa.table({"transaction_id": ids, "score": score, "raw": raw}), path)
 
 
-def _write_jsonl(path: Path, events: Block, made: OfflineFeatures, slot: ModelSlot) -> None:
+def _write_jsonl(path: Path, inputs: Inputs, made: OfflineFeatures, slot: ModelSlot) -> None:
     """The values that a worker sends to fraud-scores, byte for byte."""
-    from features.fraud import DEFAULT
     from streams.encode import ScoreEncoder
 
-    encoder = ScoreEncoder(DEFAULT.names)
+    encoder, events = ScoreEncoder(inputs.settings.features.names), inputs.events
     with path.open("wb") as file:
 
         def put(part: slice) -> None:

@@ -6,7 +6,7 @@ import argparse
 from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from streams.cli.offline_io import add_alias, add_inputs, add_models, add_pipeline, read_inputs
+from streams.cli.offline_io import add_alias, add_inputs, add_models, add_pipeline, add_set, read_inputs
 from streams.cli.options import add_json, print_json
 from streams.errors import EXIT_OK
 
@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     add_pipeline(parser)
     add_inputs(parser, labels_required=True)
+    add_set(parser)
     what = "first and last day (UTC, both included), or two ISO times, the second excluded"
     parser.add_argument("--train", required=True, type=time_range, metavar="A:B", help=f"train on these events: {what}")
     parser.add_argument("--test", required=True, type=time_range, metavar="C:D", help="test on these events, likewise")
@@ -46,13 +47,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Computes the features, trains, tests, and adds a package to the registry."""
+    from features.fraud import SETS
     from models.registry import Registry, check_name
     from models.train import Split
 
     (train_from, train_to), (test_from, test_to) = args.train, args.test
     split = Split(train_from, train_to, test_from, test_to, args.label_delay)
     check_name(args.name)
-    inputs = read_inputs(args)
+    inputs = read_inputs(args, SETS[args.set])
     trained = _train(inputs, split, args.threads)
     created_at = datetime.now(UTC).isoformat(timespec="seconds")
     draft = trained.draft(args.name, inputs.settings.features.schema_hash, created_at)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from streams.cli.offline_io import SET_CHOICES
 from streams.cli.options import add_bootstrap, add_config, add_json, print_json
 from streams.cli.progress import progress
 from streams.errors import EXIT_FAILED, EXIT_OK
@@ -14,6 +15,10 @@ EXAMPLE = "headrace verify --json"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     parser.add_argument("--pipeline", default="fraud", choices=["fraud"], help="whose stages (default: fraud)")
+    parser.add_argument("--models", metavar="DIR", help="registry that the workers ran with: its champion says the set")
+    parser.add_argument(
+        "--set", choices=("auto", *SET_CHOICES), help="feature set (default: auto, the champion's or the default one)"
+    )
     parser.add_argument("--group", metavar="GROUP", help="consumer group of the workers (default: headrace-fraud)")
     parser.add_argument(
         "--order", choices=["arrival", "event_time"], help="order that the workers ran with (default: arrival)"
@@ -30,7 +35,8 @@ def run(args: argparse.Namespace) -> int:
     from streams.log import connect
     from streams.verify import verify_fraud
 
-    overrides = {"bootstrap": args.bootstrap, "group": args.group, "order": args.order}
+    overrides = {"bootstrap": args.bootstrap, "group": args.group, "order": args.order, "models": args.models}
+    overrides |= {"feature_set": args.set}
     settings = load_settings(args.config, overrides=overrides)
     log = connect(settings.log_url(), settings.kafka_config())
     with progress("records", None) as advance:

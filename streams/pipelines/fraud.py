@@ -88,7 +88,7 @@ class FraudPipeline:
 
     def warm(self) -> None:
         """A tiny run through all stages, with a pipeline of its own: compiles every kernel."""
-        engine.warm()
+        engine.warm(self.settings.features)
         trial = FraudPipeline(self.settings, self.slot, self.order, 2, self.log_features)
         trial.bind({name: TopicInfo(name, 2, "warm") for name in _TOPICS})
         now = 1_600_000_000_000

@@ -12,7 +12,7 @@ import numpy as np
 
 from features.block import Block, BoolArray, FloatArray, Ids, IntArray
 from features.declare import FeatureSet
-from features.engine import Dedupe, EntityWindows, LabelledWindows, row_features
+from features.engine import Dedupe, entity_state, row_features
 from streams.partitioner import partitions_of
 from streams.shuffle import TO_ALL
 
@@ -36,6 +36,8 @@ class StageSettings:
     allowed_lateness_ms: int = 3_600_000
     dedupe_ms: int = 86_400_000
     dedupe_entries: int = 20_000_000
+    #: of each stage's windows, in each partition; None = no bound
+    state_bytes_max: int | None = None
 
 
 @dataclass(slots=True)
@@ -52,8 +54,11 @@ class CardStage:
     """Windows by card, and the transactions seen before."""
 
     def __init__(self, settings: StageSettings) -> None:
-        self._windows = EntityWindows(
-            settings.features.for_entity("card_id"), allowed_lateness_ms=settings.allowed_lateness_ms
+        self._windows = entity_state(
+            settings.features.for_stage("card_id"),
+            labelled=False,
+            allowed_lateness_ms=settings.allowed_lateness_ms,
+            bytes_max=settings.state_bytes_max,
         )
         self._seen = Dedupe(
             window_ms=settings.dedupe_ms,
@@ -106,8 +111,11 @@ class TerminalStage:
     """Windows by terminal with delayed risk, and the whole feature matrix."""
 
     def __init__(self, settings: StageSettings) -> None:
-        self._windows = LabelledWindows(
-            settings.features.for_entity("terminal_id"), allowed_lateness_ms=settings.allowed_lateness_ms
+        self._windows = entity_state(
+            settings.features.for_stage("terminal_id"),
+            labelled=True,
+            allowed_lateness_ms=settings.allowed_lateness_ms,
+            bytes_max=settings.state_bytes_max,
         )
         self.assembly = Assembly(settings.features)
 
@@ -147,11 +155,11 @@ class Assembly:
     """Puts the features of a row together: those of the row alone, by card (columns of the row), by terminal."""
 
     def __init__(self, features: FeatureSet) -> None:
-        by_card = features.for_entity("card_id")
+        by_card = features.for_stage("card_id")
         self._row_features = features.row_features
         self._of_row = features.positions(features.row_features)
         self._of_card = list(zip(features.positions(by_card), [f.name for f in by_card], strict=True))
-        self._of_terminal = features.positions(features.for_entity("terminal_id"))
+        self._of_terminal = features.positions(features.for_stage("terminal_id"))
         self._width = len(features)
 
     def of(self, rows: Block, by_terminal: FloatArray, late: BoolArray) -> tuple[FloatArray, BoolArray]:
@@ -165,8 +173,8 @@ class Assembly:
 
 
 def empty_rows(settings: StageSettings) -> Block:
-    """No rows, with the columns that `TerminalStage.windows` reads."""
+    """No rows, with the ids and columns that `TerminalStage.windows` reads."""
     none = np.empty(0, np.int64)
-    ids = {name: Ids(ints=none) for name in ("transaction_id", "terminal_id")}
-    fields = {f.field for f in settings.features.for_entity("terminal_id") if f.field is not None}
+    ids = {name: Ids(ints=none) for name in ("transaction_id", "card_id", "terminal_id")}
+    fields = {name for f in settings.features.for_stage("terminal_id") for name in f.fields if name not in ids}
     return Block("", 0, 0, none, none, ids, {"event_time": none, **{name: np.empty(0) for name in fields}})

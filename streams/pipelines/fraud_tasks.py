@@ -20,7 +20,7 @@ from streams.merge import ArrivalOrder, EventTimeOrder, Merged, Order
 from streams.partitioner import partitions_of
 from streams.pipelines.fraud_stages import CardRows, CardStage, TerminalStage, empty_rows, label_targets, late_by_ms
 from streams.rows import Rows
-from streams.shuffle import MessageKind, ShuffleError, SourcePositions, pack, unpack
+from streams.shuffle import MessageKind, Sent, ShuffleError, SourcePositions, pack, unpack
 from streams.stage import dead_letters, fresh_part
 from streams.topics import BY_TERMINAL, FRAUD_SCORES, LABELS, LATE_EVENTS, TRANSACTIONS
 
@@ -52,14 +52,12 @@ class _Sender:
         self._told_idle = False
         self._quiet_since: float | None = None
 
-    def send(self, kind: MessageKind, block: Block, targets: IntArray, times: IntArray) -> list[OutBatch]:
-        """The block's rows as messages, one per target partition."""
+    def sent(self, block: Block, times: IntArray) -> Sent:
+        """The block as what this source sends; ``times`` are its rows' or labels' times."""
         self.remember(times)
         self._told_idle = False
         self._quiet_since = None
-        n = self.pipeline.infos[BY_TERMINAL].partitions
-        messages = pack(kind, self.source, block, targets, n, watermark_ms=self.watermark_ms)
-        return [OutBatch(BY_TERMINAL, [value], None, p) for p, value in messages]
+        return Sent(self.source, block, self.watermark_ms)
 
     def remember(self, times: IntArray) -> None:
         """How far this source has come: what has the newest time may still come, only what is before is complete, and
@@ -91,9 +89,17 @@ class _Sender:
             return []
         none = np.empty(0, np.int64)
         block = Block(self.tp.topic, self.tp.partition, self.next_offset, none, none)
-        n = self.pipeline.infos[BY_TERMINAL].partitions
-        messages = pack(kind, self.source, block, None, n, watermark_ms=self.watermark_ms)
-        return [OutBatch(BY_TERMINAL, [value], None, p) for p, value in messages]
+        return _shuffled(self.pipeline, kind, [Sent(self.source, block, self.watermark_ms)], None)
+
+
+def _shuffled(
+    pipeline: FraudPipeline, kind: MessageKind, sent: Sequence[Sent], targets: IntArray | None
+) -> list[OutBatch]:
+    """The messages of `pack`, a batch for each target partition."""
+    values: dict[int, list[bytes]] = {}
+    for p, value in pack(kind, sent, targets, pipeline.infos[BY_TERMINAL].partitions):
+        values.setdefault(p, []).append(value)
+    return [OutBatch(BY_TERMINAL, of, None, p) for p, of in values.items()]
 
 
 class CardTask(_Sender):
@@ -113,36 +119,40 @@ class CardTask(_Sender):
         with pipeline.meters.part("features", nbytes):
             made = [task._features(block) for (task, _), (block, _) in zip(parts, decoded, strict=True)]
         outputs: list[OutBatch] = []
-        with pipeline.meters.part("shuffle", nbytes):
-            for (task, _), batch, (_, dead), rows in zip(parts, batches, decoded, made, strict=True):
-                outputs += task._outputs(batch, dead, rows)
+        sent: list[Sent] = []
+        for (task, _), batch, (_, dead), rows in zip(parts, batches, decoded, made, strict=True):
+            task._account(batch, dead, rows, outputs)
+            if not batch.replay and len(rows.block):
+                sent.append(task.sent(rows.block, rows.block.event_time_ms))
+        if sent:
+            with pipeline.meters.part("shuffle", nbytes):
+                terminals = Ids.concat([s.block.ids["terminal_id"] for s in sent])
+                targets = partitions_of(terminals, pipeline.infos[BY_TERMINAL].partitions)
+                # before what else goes out: the terminal stage is waiting
+                outputs = _shuffled(pipeline, "rows", sent, targets) + outputs
         return outputs
 
     def _features(self, block: Block) -> CardRows:
         self._watch_placement(block)
         return self.stage.process(block)
 
-    def _outputs(self, batch: RecordBatch, dead: list[Dead], result: CardRows) -> list[OutBatch]:
+    def _account(self, batch: RecordBatch, dead: list[Dead], result: CardRows, outputs: list[OutBatch]) -> None:
+        """Counts the batch; its dead letters and late events go to ``outputs``."""
         counts = self.pipeline.meters.counts
         self.next_offset = batch.next_offset
         rows = result.block
         if batch.replay:
             counts["replayed"] += len(batch)
             self.remember(rows.event_time_ms)
-            return []
+            return
         counts["received"] += len(batch)
         counts["dead_letters"] += len(dead)
         counts["duplicates"] += result.duplicates
-        outputs: list[OutBatch] = []
-        if len(rows):
-            rows.columns[_SOURCE_PARTITION] = np.full(len(rows), self.tp.partition, np.int64)
-            targets = partitions_of(rows.ids["terminal_id"], self.pipeline.infos[BY_TERMINAL].partitions)
-            outputs += self.send("rows", rows, targets, rows.event_time_ms)
+        rows.columns[_SOURCE_PARTITION] = np.full(len(rows), self.tp.partition, np.int64)
         if dead:
             outputs.append(dead_letters(batch, dead, "card"))
-        if result.block.columns["late"].any():
+        if rows.columns["late"].any():
             outputs.append(self._late_events(batch, result))
-        return outputs
 
     def _watch_placement(self, block: Block) -> None:
         infos = self.pipeline.infos
@@ -184,35 +194,43 @@ class LabelTask(_Sender):
         outputs: list[OutBatch] = []
         with pipeline.meters.part("labels", sum(batch.nbytes for batch in batches)):
             decoded = decode_together(pipeline.labels.decode, batches)
+            sent = []
             for (task, _), batch, (block, dead) in zip(parts, batches, decoded, strict=True):
-                outputs += task._process(batch, block, dead)
+                task._account(batch, block, dead, outputs)
+                if not batch.replay and len(block):
+                    sent.append((task, block))
+            if sent:
+                n = pipeline.infos[BY_TERMINAL].partitions
+                targets = np.concatenate([label_targets(block, n) for _, block in sent])
+                slim = [task.sent(_slim(block), block.columns["label_time"].astype(np.int64)) for task, block in sent]
+                outputs = _shuffled(pipeline, "labels", slim, targets) + outputs
         return outputs
 
-    def _process(self, batch: RecordBatch, block: Block, dead: list[Dead]) -> list[OutBatch]:
+    def _account(self, batch: RecordBatch, block: Block, dead: list[Dead], outputs: list[OutBatch]) -> None:
+        """Counts the batch; its dead letters go to ``outputs``."""
         counts = self.pipeline.meters.counts
         self.next_offset = batch.next_offset
         if batch.replay:
             self.remember(block.columns["label_time"].astype(np.int64, copy=False))
-            return []
+            return
         counts["labels"] += len(block)
         counts["dead_labels"] += len(dead)
-        outputs: list[OutBatch] = []
-        if len(block):
-            targets = label_targets(block, self.pipeline.infos[BY_TERMINAL].partitions)
-            slim = Block(
-                topic=block.topic,
-                partition=block.partition,
-                next_offset=block.next_offset,
-                offsets=block.offsets,
-                timestamps=block.timestamps,
-                ids={"transaction_id": block.ids["transaction_id"]},
-                columns={name: block.columns[name].astype(np.int64) for name in ("label_time", "is_fraud")},
-                epoch=block.epoch,
-            )
-            outputs += self.send("labels", slim, targets, slim.columns["label_time"].astype(np.int64))
         if dead:
             outputs.append(dead_letters(batch, dead, "labels"))
-        return outputs
+
+
+def _slim(block: Block) -> Block:
+    """What the terminal stage needs of labels."""
+    return Block(
+        topic=block.topic,
+        partition=block.partition,
+        next_offset=block.next_offset,
+        offsets=block.offsets,
+        timestamps=block.timestamps,
+        ids={"transaction_id": block.ids["transaction_id"]},
+        columns={name: block.columns[name].astype(np.int64) for name in ("label_time", "is_fraud")},
+        epoch=block.epoch,
+    )
 
 
 class TerminalTask:

@@ -4,14 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import pytest
 
-from features.block import Block, Ids
-from features.declare import FeatureError, FeatureSet, RowFeature, WindowFeature, by, duration_ms, field, night, weekend
-from features.engine import row_features
-from features.fraud import DEFAULT
+from features.declare import (
+    FeatureError,
+    FeatureSet,
+    WindowFeature,
+    bucket,
+    by,
+    category,
+    duration_ms,
+    field,
+    night,
+    weekend,
+)
+from features.fraud import DEFAULT, LABEL_DELAY, RICH
+from features.history import HistoryWindows
+from features.plan import bytes_per_event, bytes_per_key
 from features.schema import SCHEMAS, TRANSACTION_LABELS, TRANSACTIONS
+from features.windowfeature import memory_text
+from tests.features.history_runs import CARDS, PAYMENTS, every_aggregate
 
 DAY_MS = 86_400_000
 
@@ -27,6 +39,15 @@ def test_default_set_is_the_contract() -> None:
     assert DEFAULT.entities == ("card_id", "terminal_id")
     assert DEFAULT.positions(DEFAULT.for_entity("terminal_id")) == [9, 10, 11, 12, 13, 14]
     assert {f.delay_ms for f in DEFAULT.for_entity("terminal_id")} == {7 * DAY_MS}
+    # models and saved states carry this hash: a change of it makes all of them unusable
+    assert DEFAULT.schema_hash == "c8d4b70367bcaa803fdf395ae46ed0c7c4fa6af2e0417729ac50ed6a156d05ec"
+
+
+def test_rich_set_has_the_default_one_and_reads_no_label_early() -> None:
+    assert RICH.features[: len(DEFAULT)] == DEFAULT.features
+    risks = [f for stage in RICH.stages for f in RICH.for_stage(stage) if f.aggregate == "risk"]
+    assert len(risks) == 5 and all(f.delay_ms == duration_ms(LABEL_DELAY) for f in risks)
+    assert RICH.entities == RICH.stages == ("card_id", "terminal_id")
 
 
 def test_a_group_is_a_value() -> None:
@@ -35,7 +56,9 @@ def test_a_group_is_a_value() -> None:
     assert list(cards) == [WindowFeature("card_count_1d", "card_id", "count", None, DAY_MS, 0, "events")]
 
 
-@pytest.mark.parametrize(("text", "ms"), [("90s", 90_000), ("5m", 300_000), ("1h", 3_600_000), ("30d", 30 * DAY_MS)])
+@pytest.mark.parametrize(
+    ("text", "ms"), [("90s", 90_000), ("5m", 300_000), ("1h", 3_600_000), ("30d", 30 * DAY_MS), ("4w", 28 * DAY_MS)]
+)
 def test_durations(text: str, ms: int) -> None:
     assert duration_ms(text) == ms
 
@@ -53,6 +76,27 @@ def test_durations(text: str, ms: int) -> None:
         (lambda: by("card_id").count("9999d"), "card_count_9999d.*ten years"),
         (lambda: by("card_id").count("1d", delay="x"), "card_count_1d: 'x' is not a duration"),
         (lambda: by("card_id").risk("1d", delay="0s"), "card_risk_1d: a risk without a delay.*own label"),
+        (lambda: by("card_id").count(), "card_count: no window given; give one of a window such as '7d', last=5"),
+        (lambda: by("card_id").count("1d", last=5), r"card_count_1d: a window and last= given; give one of"),
+        (lambda: by("card_id").count(last=5, session="5m"), "card_count_session_5m: last= and session= given"),
+        (lambda: by("card_id").count("-1d", name="c"), "c: '-1d' is not a duration"),
+        (lambda: by("card_id").count("1d", within="2d"), "card_count_1d: within='2d' bounds last= and session=; drop"),
+        (lambda: by("card_id").count(last=0), r"card_count: last=0 is no number of events; give .* from 1 to 100000"),
+        (lambda: by("card_id").count(last=5, within="0s"), "card_count_last5: within='0s' holds nothing"),
+        (lambda: by("card_id").count(session="0s"), "card_count_session_0s: a session's gap of '0s' is not between"),
+        (lambda: by("card_id").count(session="2d"), "session's gap of '2d' .* the 1d that .* or a longer within="),
+        (lambda: by("card_id").count(session="1h", delay="1d"), "card_count_session_1h: .* drop the delay"),
+        (lambda: by("card_id").max("terminal_id", "1d"), "card_max_terminal_id_1d: .*is of kind id; choose a number"),
+        (lambda: by("card_id").distinct("amount", "1d"), "no id field 'amount' that every event has; choose one of"),
+        (lambda: by("card_id").first_seen("shop", "1d"), "first_seen_shop_1d: transactions has no id field 'shop'"),
+        (lambda: by("card_id").decayed_count(half_life="0s"), "a half-life of '0s' forgets at once; give one such as"),
+        (lambda: by("card_id").decayed_sum("amount", half_life="400d"), "longer than ten years"),
+        (lambda: by("card_id").distance("amount", "lon", "1d"), "field 'lon' of transactions does not exist"),
+        (lambda: by("card_id", "terminal_id").risk("1d", delay="7d"), r"not of card_id.*write by\('card_id'\).risk"),
+        (lambda: by("card_id", "card_id"), r"by\('card_id', 'card_id'\): name each field of the entity once"),
+        (lambda: by(), "name each field of the entity once; choose from transaction_id, card_id"),
+        (lambda: by("terminal_id", schema=TRANSACTION_LABELS), "no such id field; choose one of transaction_id$"),
+        (lambda: DEFAULT.for_stage("transaction_id"), "no features by 'transaction_id'; it has card_id, terminal_id"),
         (lambda: field("time"), "time: field 'time' of transactions does not exist"),
         (lambda: FeatureSet("s", []), "'s' is empty"),
         (lambda: FeatureSet("s", [by("card_id").count("1d").count("1d", delay="1d")]), "card_count_1d: declared twice"),
@@ -73,6 +117,16 @@ def test_hash_changes_with_every_part_of_a_definition() -> None:
         FeatureSet("s", [by("card_id").sum("amount", "1d", name="f")]),
         FeatureSet("s", [by("card_id").mean("amount", "1d", name="f")]),
         FeatureSet("s", [by("terminal_id").count("1d", name="f")]),
+        FeatureSet("s", [by("card_id", "terminal_id").count("1d", name="f")]),
+        FeatureSet("s", [by("card_id").count(last=1, within="1d", name="f")]),
+        FeatureSet("s", [by("card_id").count(last=2, within="1d", name="f")]),
+        FeatureSet("s", [by("card_id").count(session="1h", name="f")]),
+        FeatureSet("s", [by("card_id").decayed_count(half_life="1d", name="f")]),
+        FeatureSet("s", [by("card_id").decayed_count(half_life="2d", name="f")]),
+        FeatureSet("s", [bucket("amount", [1.0])]),
+        FeatureSet("s", [bucket("amount", [2.0])]),
+        FeatureSet("s", [category("card_id", {"a": 1})]),
+        FeatureSet("s", [category("card_id", {"a": 2})]),
         FeatureSet("s", [weekend(), night()]),
         FeatureSet("s", [night(), weekend()]),
     ]
@@ -85,23 +139,10 @@ def test_describe() -> None:
     assert list(rows) == list(DEFAULT.names)
     assert rows["terminal_risk_7d"] == {
         "name": "terminal_risk_7d", "entity": "terminal_id", "what": "risk",
-        "window": "7d", "delay": "7d", "unit": "share",
+        "window": "7d", "delay": "7d", "unit": "share", "memory": "54 B/event + 206 B/key",
     }  # fmt: skip
     assert rows["card_mean_amount_1d"]["what"] == "mean of amount"
     assert rows["is_night"]["what"] == "night of event_time (UTC)"
-
-
-def test_row_features_at_the_edges_of_day_and_week() -> None:
-    friday_ms = 1_522_972_800_000 - DAY_MS + DAY_MS  # 2018-04-06T00:00:00Z
-    hour_ms = 3_600_000
-    times = friday_ms + np.array([0, 7 * hour_ms - 1, 7 * hour_ms, DAY_MS - 1, DAY_MS, 3 * DAY_MS - 1, 3 * DAY_MS])
-    block = Block(
-        "t", 0, 7, np.arange(7), times, {"card_id": Ids.of([1] * 7)}, {"event_time": times, "amount": np.arange(7) / 4}
-    )
-    matrix = row_features(DEFAULT.row_features, block)
-    np.testing.assert_array_equal(matrix[:, 0], np.arange(7) / 4)
-    np.testing.assert_array_equal(matrix[:, 1], [0, 0, 0, 0, 1, 1, 0])
-    np.testing.assert_array_equal(matrix[:, 2], [1, 1, 0, 0, 1, 0, 1])
 
 
 def test_schemas() -> None:
@@ -116,5 +157,46 @@ def test_schemas() -> None:
         TRANSACTIONS.field("price")
 
 
-def test_row_feature_definition_is_plain_data() -> None:
-    assert RowFeature("a", "field", "amount").definition() == {"name": "a", "operation": "field", "field": "amount"}
+def test_names_units_and_windows_of_every_aggregate() -> None:
+    rows = FeatureSet("payments", [every_aggregate(by("card_id", schema=PAYMENTS))]).describe()
+    said = {row["name"]: (row["what"], row["window"], row["delay"], row["unit"]) for row in rows}
+    assert said["card_max_amount_5s"] == ("max of amount", "5s", "", "EUR")
+    assert said["card_distinct_shop_id_20s"] == ("distinct of shop_id", "20s", "", "values")
+    assert said["card_first_seen_shop_id_20s"] == ("first seen of shop_id", "20s", "", "flag")
+    assert said["card_since_last_60s"] == ("since last", "1m", "", "s")
+    assert said["card_zscore_tip_20s"] == ("zscore of tip", "20s", "", "std")
+    assert said["card_decayed_sum_tip_2s"] == ("decayed sum of tip", "half-life 2s", "3s", "EUR")
+    assert said["card_count_last3"] == ("count", "last 3 within 20s", "", "events")
+    assert said["card_since_first_last2"] == ("since first", "last 2 within 90d", "", "s")
+    assert said["card_sum_amount_session_5s"] == ("sum of amount", "session 5s within 20s", "", "EUR")
+    assert said["card_count_session_2s"] == ("count", "session 2s within 1d", "", "events")
+    assert said["card_speed_lat_lon_20s"] == ("speed of lat, lon", "20s", "", "km/h")
+
+
+def test_entities_of_several_fields() -> None:
+    features = FeatureSet(
+        "s", [by("terminal_id").count("1d"), by("card_id", "terminal_id").count("1d"), by("card_id").count("1d")]
+    )
+    assert features.names == ("terminal_count_1d", "card_terminal_count_1d", "card_count_1d")
+    assert features.entities == ("terminal_id", "card_id+terminal_id", "card_id")
+    assert features.stages == ("terminal_id", "card_id")
+    assert [f.name for f in features.for_stage("card_id")] == ["card_terminal_count_1d", "card_count_1d"]
+    assert [f.name for f in features.for_entity("card_id")] == ["card_count_1d"]
+
+
+def test_prefix_sums_are_chosen_where_they_can_be() -> None:
+    cards = by("card_id", schema=PAYMENTS)
+    sums = cards.count("1d").sum("amount", "1d").mean("amount", "1d", delay="1h").risk("1d", delay="7d")
+    assert all(f.by_prefix_sums for f in sums)
+    others = cards.count(last=2).count(session="1h").sum("tip", "1d").max("amount", "1d").decayed_count(half_life="1h")
+    assert not any(f.by_prefix_sums for f in [*others, *by("card_id", "shop_id", schema=PAYMENTS).count("1d")])
+
+
+def test_memory_is_what_the_states_take() -> None:
+    for entity in DEFAULT.entities:
+        features = DEFAULT.for_entity(entity)
+        assert memory_text(features) == f"{bytes_per_event(features)} B/event + {bytes_per_key(features)} B/key"
+    words = 1 + len(HistoryWindows(CARDS).fields)
+    assert memory_text(CARDS).startswith(f"{8 * words} B/event + ")
+    assert {row["memory"] for row in RICH.describe() if not row["entity"]} == {""}
+    assert len({row["memory"] for row in RICH.describe() if row["entity"] == "card_id"}) == 2

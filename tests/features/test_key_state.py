@@ -9,6 +9,7 @@ from numba.core.dispatcher import Dispatcher
 import features.fifo
 import features.labelled
 import features.rings
+import features.spill
 import features.state
 import features.windows
 from features.block import Block, Ids
@@ -17,7 +18,7 @@ from features.fraud import DEFAULT
 from features.state import NO_TIME, KeySlots
 from tests.features.streams_of_rows import blocks_of, long_run
 
-MODULES = (features.state, features.rings, features.windows, features.fifo, features.labelled)
+MODULES = (features.state, features.rings, features.spill, features.windows, features.fifo, features.labelled)
 
 
 @pytest.mark.parametrize("spread", [10, 300, 100_000])

@@ -16,15 +16,16 @@ import pyarrow.parquet as pq
 import pytest
 from live_fraud import SETTINGS, LiveFraud, lines
 
-from features.declare import FeatureSet, by, field
-from features.fraud import DEFAULT
+from features.fraud import DEFAULT, RICH, SETS, set_of
 from features.schema import TRANSACTION_LABELS, TRANSACTIONS
 from models.registry import ALIASES, Registry
 from models.slot import ModelSlot
 from streams.cli import train as train_command
 from streams.cli.main import main
-from streams.cli.offline_io import ALIAS_CHOICES
+from streams.cli.offline_io import ALIAS_CHOICES, SET_CHOICES
+from streams.config import Settings
 from streams.errors import HeadraceError
+from streams.fraud_worker import feature_set
 from streams.offline import block_of, feature_matrix
 from streams.simulator import DAY_MS, World
 
@@ -192,28 +193,44 @@ def test_files_or_a_description(headrace: Headrace, words: list[str], says: str)
     assert result.code == 2 and result.err.startswith(f"headrace features: {says}")
 
 
-def test_another_feature_set(headrace: Headrace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = FeatureSet("small", [field("amount"), by("card_id").count("1h"), by("terminal_id").count("1d")])
-    monkeypatch.setattr("features.fraud.RICH", small, raising=False)
+def test_another_feature_set(headrace: Headrace, tmp_path: Path) -> None:
     described = headrace("features", "--describe", "--set", "rich", "--json").figures
-    assert described["name"] == "small" and described["schema_hash"] == small.schema_hash
+    assert described["name"] == "fraud-rich" and described["schema_hash"] == RICH.schema_hash
     events = [
-        {"transaction_id": i, "event_time": START + i * 1_000, "card_id": 1, "terminal_id": i, "amount": 2.5}
+        {"transaction_id": i, "event_time": START + i * 1_000, "card_id": 1, "terminal_id": i % 2, "amount": 2.5 * i}
         for i in range(3)
     ]
     (tmp_path / "e.jsonl").write_bytes(b"\n".join(lines(events)))
     words = ["--from", tmp_path / "e.jsonl", "--to", tmp_path / "f.parquet", "--set", "rich"]
     assert headrace("features", *words).code == 0
     written = pq.read_table(tmp_path / "f.parquet")
-    assert written.column_names == ["transaction_id", *small.names]
-    assert written["card_count_1h"].to_pylist() == [1, 2, 3] and written["terminal_count_1d"].to_pylist() == [1, 1, 1]
-
-
-def test_a_feature_set_that_is_not_there(headrace: Headrace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr("features.fraud.RICH", raising=False)
-    result = headrace("features", "--describe", "--set", "rich")
-    assert result.code == 2 and "--set rich: this version has no such feature set; use --set default" in result.err
+    assert written.column_names == ["transaction_id", *RICH.names]
+    assert written["card_count_1h"].to_pylist() == [1, 2, 3]
+    assert written["card_max_amount_7d"].to_pylist() == [0.0, 2.5, 5.0]
+    assert written["card_distinct_terminal_id_1d"].to_pylist() == [1, 2, 2]
     assert headrace("features", "--describe", "--set", "richest").code == 2
+
+
+def test_the_choices_of_set_are_the_sets_there_are() -> None:
+    assert tuple(SETS) == SET_CHOICES
+    assert set_of(RICH.schema_hash) is RICH and set_of(DEFAULT.schema_hash) is DEFAULT is set_of("")
+
+
+def test_a_model_of_another_set_says_itself_what_it_needs(headrace: Headrace, files: Files, tmp_path: Path) -> None:
+    """Trained with --set rich; show, score and the worker's settings find the set by the package alone."""
+    result = headrace(
+        "train", *files.options, *RANGES, "--models", tmp_path, "--set", "rich", "--alias", "champion", "--json"
+    )
+    assert result.code == 0
+    shown = headrace("models", "show", "champion", "--models", tmp_path, "--json").figures
+    assert shown["schema_hash"] == RICH.schema_hash and shown["features"] == list(RICH.names)
+    words = ["--models", tmp_path, "--to", tmp_path / "s.jsonl"]
+    assert headrace("score", *files.options, *words).code == 0
+    with (tmp_path / "s.jsonl").open("rb") as scores:
+        assert list(orjson.loads(next(scores))["features"]) == list(RICH.names)
+    assert feature_set(Settings(models=str(tmp_path))) is RICH
+    assert feature_set(Settings(models=str(tmp_path), feature_set="default")) is DEFAULT
+    assert feature_set(Settings()) is DEFAULT
 
 
 # --- train ---

@@ -465,7 +465,7 @@ def test_a_source_without_any_record_is_waited_for_longer_and_said_so(caplog: py
         for now_s in (3.0, 10.0, 20.0, 25.0):
             fed.tick(BY_TERMINAL, now_s)
     [warning] = [r.getMessage() for r in caplog.records]
-    assert "2 rows have waited 15 s for transaction-labels/0" in warning
+    assert "2 rows have waited 17 s for transaction-labels/0" in warning
     fed.tick(LABELS, 29.9)
     assert fed.scores() == []
     fed.tick(LABELS, 30.1)

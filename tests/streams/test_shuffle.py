@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from features.block import Block, Ids
 from streams.errors import FatalError
-from streams.shuffle import TO_ALL, ShuffleError, Source, SourcePositions, pack, unpack
+from streams.shuffle import TO_ALL, Sent, ShuffleError, Source, SourcePositions, pack, unpack
 
 SOURCE = Source("transactions", "q1-Wd_x", 3)
 IDS = st.integers(-(2**63), 2**64 - 1) | st.text(max_size=6) | st.sampled_from(["5", '"', "a,b"])
@@ -76,7 +77,7 @@ def test_round_trip_equals_taking_rows(block: Block, n: int, kind: Any, data: st
     targets = data.draw(st.lists(st.integers(TO_ALL, n - 1), min_size=len(block), max_size=len(block)))
     partitions = np.array(targets, np.int64)
     watermark_ms = data.draw(st.none() | st.integers(-(2**63) + 1, 2**63 - 1))
-    messages = pack(kind, SOURCE, block, partitions, n, watermark_ms=watermark_ms)
+    messages = pack(kind, [Sent(SOURCE, block, watermark_ms)], partitions, n)
     expected = [p for p in range(n) if p in targets or TO_ALL in targets]
     assert [p for p, _ in messages] == expected
     for p, value in messages:
@@ -85,22 +86,47 @@ def test_round_trip_equals_taking_rows(block: Block, n: int, kind: Any, data: st
         assert_same_rows(got.block, block.take((partitions == p) | (partitions == TO_ALL)))
 
 
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(blocks(rows_min=1), st.integers(1, 3), st.data())
+def test_blocks_of_several_sources_together_equal_one_after_the_other(
+    block: Block, n: int, data: st.DataObject
+) -> None:
+    """Also where one block's ids are all integers and another's are not."""
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(block)), max_size=3)))
+    sent = []
+    for p, (start, stop) in enumerate(pairwise([0, *cuts, len(block)])):
+        part = block.part(start, stop)
+        part.ids = {name: Ids.of(ids.to_list()) for name, ids in part.ids.items()}
+        sent.append(Sent(Source("transactions", "id", p), part, 7 * p))
+    targets = np.array(data.draw(st.lists(st.integers(TO_ALL, n - 1), min_size=len(block), max_size=len(block))))
+    together = pack("rows", sent, targets, n)
+    ends = np.cumsum([len(s.block) for s in sent])
+    alone = [
+        m for s, end in zip(sent, ends, strict=True) for m in pack("rows", [s], targets[end - len(s.block) : end], n)
+    ]
+    assert [p for p, _ in together] == [p for p, _ in alone]
+    for (_, a), (_, b) in zip(together, alone, strict=True):
+        got, expected = unpack(a), unpack(b)
+        assert (got.source, got.watermark_ms) == (expected.source, expected.watermark_ms)
+        assert_same_rows(got.block, expected.block)
+
+
 @settings(max_examples=50, deadline=None, derandomize=True)
 @given(blocks(), st.integers(1, 4))
 def test_broadcast_gives_every_partition_all_rows(block: Block, n: int) -> None:
-    messages = pack("labels", SOURCE, block, None, n)
+    messages = pack("labels", [Sent(SOURCE, block)], None, n)
     assert [p for p, _ in messages] == (list(range(n)) if len(block) else [])
     for _, value in messages:
         assert_same_rows(unpack(value).block, block)
-    everywhere = pack("labels", SOURCE, block, np.full(len(block), TO_ALL), n)
+    everywhere = pack("labels", [Sent(SOURCE, block)], np.full(len(block), TO_ALL), n)
     assert [p for p, _ in everywhere] == [p for p, _ in messages]
 
 
 def test_same_block_same_bytes() -> None:
     block = some_block()
-    assert pack("rows", SOURCE, block, None, 1) == pack("rows", SOURCE, some_block(), None, 1)
-    assert pack("rows", SOURCE, block.take(np.array([2])), np.array([1]), 4) == [
-        (p, v) for p, v in pack("rows", SOURCE, block, np.array([0, 0, 1]), 4) if p == 1
+    assert pack("rows", [Sent(SOURCE, block)], None, 1) == pack("rows", [Sent(SOURCE, some_block())], None, 1)
+    assert pack("rows", [Sent(SOURCE, block.take(np.array([2])))], np.array([1]), 4) == [
+        (p, v) for p, v in pack("rows", [Sent(SOURCE, block)], np.array([0, 0, 1]), 4) if p == 1
     ]
 
 
@@ -127,7 +153,7 @@ def some_block() -> Block:
 
 @pytest.mark.parametrize("kind", ["watermark", "idle"])
 def test_headers_only_go_to_all_partitions(kind: Any) -> None:
-    messages = pack(kind, SOURCE, some_block(), None, 3, watermark_ms=77)
+    messages = pack(kind, [Sent(SOURCE, some_block(), 77)], None, 3)
     assert [p for p, _ in messages] == [0, 1, 2]
     got = unpack(messages[2][1])
     assert (got.kind, got.source, got.watermark_ms, len(got.block), got.block.next_offset) == (kind, SOURCE, 77, 0, 20)
@@ -136,7 +162,7 @@ def test_headers_only_go_to_all_partitions(kind: Any) -> None:
 
 def test_the_words_are_where_the_format_says() -> None:
     """As another program would read it, from the format's description alone."""
-    ((_, value),) = pack("rows", SOURCE, some_block(), None, 1, watermark_ms=77)
+    ((_, value),) = pack("rows", [Sent(SOURCE, some_block(), 77)], None, 1)
     assert value[:4] == b"HRsh" and int.from_bytes(value[4:6], "little") == 1
     head_bytes = int.from_bytes(value[6:8], "little")
     kind, topic, topic_id, partition, words, texts = orjson.loads(value[8 : 8 + head_bytes])
@@ -158,14 +184,14 @@ def test_the_words_are_where_the_format_says() -> None:
 @pytest.mark.parametrize("targets", [[0, 1], [0, 1, 4], [0, 1, -2]])
 def test_wrong_targets_are_refused(targets: list[int]) -> None:
     with pytest.raises(ValueError, match="targets from -1 to 3 expected, one per row"):
-        pack("rows", SOURCE, some_block(), np.array(targets), 4)
+        pack("rows", [Sent(SOURCE, some_block())], np.array(targets), 4)
 
 
 def test_other_dtypes_are_refused() -> None:
     block = some_block()
     block.columns["amount"] = block.columns["amount"].astype(np.float32)
     with pytest.raises(ValueError, match="column amount: dtype float32 cannot be sent; use float64, int64 or bool"):
-        pack("rows", SOURCE, block, None, 1)
+        pack("rows", [Sent(SOURCE, block)], None, 1)
 
 
 # --- what cannot be read ---
@@ -206,7 +232,7 @@ def test_foreign_messages_by_the_rules_are_read() -> None:
 
 @pytest.mark.parametrize("cut", [0, 1, 39, 48, 100, 300, -1, -9, -30])
 def test_cut_messages(cut: int) -> None:
-    ((_, value),) = pack("rows", SOURCE, some_block(), None, 1)
+    ((_, value),) = pack("rows", [Sent(SOURCE, some_block())], None, 1)
     with pytest.raises(ShuffleError, match="make sure that only headrace writes"):
         unpack(value[:cut])
     with pytest.raises(ShuffleError):
@@ -214,7 +240,7 @@ def test_cut_messages(cut: int) -> None:
 
 
 def test_every_flipped_byte_is_seen() -> None:
-    ((_, value),) = pack("rows", SOURCE, some_block(), None, 1)
+    ((_, value),) = pack("rows", [Sent(SOURCE, some_block())], None, 1)
     for i in range(len(value)):
         damaged = bytearray(value)
         damaged[i] ^= 0x20
@@ -262,7 +288,10 @@ def test_foreign_columns(value: bytes, says: str) -> None:
 
 def test_damage_under_a_right_checksum_never_escapes() -> None:
     seed = random.Random(20)
-    values = [pack("rows", SOURCE, some_block(), None, 1)[0][1], pack("idle", SOURCE, some_block(), None, 1)[0][1]]
+    values = [
+        pack("rows", [Sent(SOURCE, some_block())], None, 1)[0][1],
+        pack("idle", [Sent(SOURCE, some_block())], None, 1)[0][1],
+    ]
     read = refused = 0
     for _ in range(20_000):
         stream = bytearray(seed.choice(values)[:-8])

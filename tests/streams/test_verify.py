@@ -13,9 +13,12 @@ import pytest
 from fraud_logs import DAY, NOW, Record, label, make_pipeline, transaction
 from workers import FAST, Running, until
 
+from features.declare import FeatureSet
+from features.fraud import DEFAULT, RICH
 from streams.cli.main import main
 from streams.log import OutBatch, connect
 from streams.memory import MemoryLog
+from streams.pipelines.fraud_stages import StageSettings
 from streams.topics import BY_TERMINAL, FRAUD_SCORES, LABELS, TRANSACTIONS, topic_infos
 from streams.verify import StageResult, verify_fraud
 
@@ -59,7 +62,7 @@ def scored(log: MemoryLog, n: int) -> None:
     until(lambda: sum(map(len, log.partitions(FRAUD_SCORES))) >= n, f"{n} scores")
 
 
-def live(log: MemoryLog, order: str, group: str) -> None:
+def live(log: MemoryLog, order: str, group: str, features: FeatureSet = DEFAULT) -> None:
     """Two workers one after the other: the second replays what the first has done, then goes on."""
     log.admin().create_topics(topic_infos((TRANSACTIONS, LABELS, BY_TERMINAL, FRAUD_SCORES), PARTITIONS))
     done = 0
@@ -68,22 +71,23 @@ def live(log: MemoryLog, order: str, group: str) -> None:
         send(log, LABELS, labels)
         send(log, TRANSACTIONS, rows)
         done += 300
-        worker = Running(log, make_pipeline(order, PARTITIONS), group, FAST)  # type: ignore[arg-type]
+        worker = Running(log, make_pipeline(order, PARTITIONS, StageSettings(features)), group, FAST)  # type: ignore[arg-type]
         assert worker.ready.wait(30)
         scored(log, done)
         assert worker.stop() == 0
 
 
-def results(log: MemoryLog, order: str, group: str) -> dict[str, StageResult]:
-    return {r.stage: r for r in verify_fraud(log, group, lambda: make_pipeline(order, PARTITIONS))}
+def results(log: MemoryLog, order: str, group: str, features: FeatureSet) -> dict[str, StageResult]:
+    settings = StageSettings(features)
+    return {r.stage: r for r in verify_fraud(log, group, lambda: make_pipeline(order, PARTITIONS, settings))}
 
 
-@pytest.mark.parametrize("order", ["arrival", "event_time"])
-def test_live_equals_replay_after_a_restart(order: str) -> None:
+@pytest.mark.parametrize(("order", "features"), [("arrival", DEFAULT), ("event_time", DEFAULT), ("arrival", RICH)])
+def test_live_equals_replay_after_a_restart(order: str, features: FeatureSet) -> None:
     log = connect(f"memory://{uuid.uuid4().hex}")
     assert isinstance(log, MemoryLog)
-    live(log, order, "g")
-    got = results(log, order, "g")
+    live(log, order, "g", features)
+    got = results(log, order, "g", features)
     assert {stage: r.mismatching_rows for stage, r in got.items()} == {"card": 0, "labels": 0, "terminal": 0}
     assert got["card"].rows == got["terminal"].rows == 600
     assert got["labels"].rows == 300 * PARTITIONS, "a label that does not name its terminal goes everywhere"
@@ -121,3 +125,16 @@ def test_without_a_group_or_topics_it_says_what_to_do(capsys: pytest.CaptureFixt
     connect(f"memory://{name}").admin().create_topics(topic_infos((TRANSACTIONS, LABELS, BY_TERMINAL, FRAUD_SCORES), 1))
     assert main(["verify", "--bootstrap", f"memory://{name}", "--group", "nobody"]) == 2
     assert "group nobody has committed nothing: name the group" in capsys.readouterr().err
+
+
+def test_a_state_beyond_its_bound_ends_the_worker_with_key_bound_and_remedy() -> None:
+    log = connect(f"memory://{uuid.uuid4().hex}")
+    assert isinstance(log, MemoryLog)
+    settings = StageSettings(DEFAULT, state_bytes_max=200_000)
+    worker = Running(log, make_pipeline("arrival", 1, settings), "g", FAST)  # type: ignore[arg-type]
+    assert worker.ready.wait(30)
+    send(log, TRANSACTIONS, [transaction(i, NOW, card=10_000 + i, terminal=1) for i in range(20_000)])
+    until(lambda: worker.code is not None, "the worker's end")
+    assert worker.code == 1
+    assert "state-full" in worker.error and "of card_id 1" in worker.error
+    assert "bytes_max = 200000" in worker.error and "setting state_mb_max" in worker.error

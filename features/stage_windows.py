@@ -1,0 +1,166 @@
+"""All windows of one stage: prefix sums and histories, of each entity whose first field is the stage's key."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from features.block import Block, BoolArray, FloatArray
+from features.durations import FeatureError
+from features.entity_windows import EntityWindows
+from features.history import HistoryWindows
+from features.labelled_windows import LabelledWindows
+from features.plan import LATENESS_MS, Arrays, BoundError, StateError
+from features.windowfeature import WindowFeature
+
+__all__ = ["StageWindows"]
+
+_SUMS = "sums."
+
+
+class StageWindows:
+    """One state per way of keeping windows and entity, as one: columns in the order of the features given.
+
+    With ``labelled`` the prefix sums are `LabelledWindows`, and `process` takes labels. ``bytes_max`` bounds `nbytes`,
+    looked at before each block: beyond it `BoundError` says so.
+    """
+
+    def __init__(
+        self,
+        features: Sequence[WindowFeature],
+        *,
+        allowed_lateness_ms: int = LATENESS_MS,
+        labelled: bool = False,
+        bytes_max: int | None = None,
+    ) -> None:
+        stages = sorted({f.keys[0] for f in features})
+        if len(stages) != 1:
+            raise FeatureError(
+                f"window features of one stage are needed, got {stages or 'none'}; give the result of "
+                "FeatureSet.for_stage(..)"
+            )
+        self.entity = stages[0]
+        self.names = tuple(f.name for f in features)
+        self.allowed_lateness_ms = allowed_lateness_ms
+        self.bytes_max = bytes_max
+        self._labelled = labelled
+        groups: dict[str, list[WindowFeature]] = {}
+        for f in features:
+            groups.setdefault(_SUMS if f.by_prefix_sums else f"history.{f.entity}.", []).append(f)
+        #: prefix of the state's arrays -> its features
+        self._groups = {prefix: tuple(group) for prefix, group in groups.items()}
+        place = {name: i for i, name in enumerate(self.names)}
+        self._places = {prefix: [place[f.name] for f in group] for prefix, group in groups.items()}
+        self._sums: EntityWindows | None = None
+        if sums := self._groups.get(_SUMS):
+            kind = LabelledWindows if labelled else EntityWindows
+            self._sums = kind(sums, allowed_lateness_ms=allowed_lateness_ms)
+        self._histories = {
+            prefix: HistoryWindows(group, allowed_lateness_ms=allowed_lateness_ms)
+            for prefix, group in self._groups.items()
+            if prefix != _SUMS
+        }
+
+    @property
+    def _states(self) -> dict[str, EntityWindows | HistoryWindows]:
+        sums = {} if self._sums is None else {_SUMS: self._sums}
+        return {**sums, **self._histories}
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Columns and ids of a block that are read besides the event time and the entity."""
+        return tuple(dict.fromkeys(name for state in self._states.values() for name in state.fields))
+
+    @property
+    def stream_time_ms(self) -> int | None:
+        """Largest event time seen; None before the first row."""
+        return next(iter(self._states.values())).stream_time_ms
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory the states hold."""
+        return sum(state.nbytes for state in self._states.values())
+
+    @property
+    def labels_repeated(self) -> int:
+        """Labels that said again what was known."""
+        return self._sums.labels_repeated if isinstance(self._sums, LabelledWindows) else 0
+
+    @property
+    def labels_contradicting(self) -> int:
+        """Labels that said the opposite of an earlier one."""
+        return self._sums.labels_contradicting if isinstance(self._sums, LabelledWindows) else 0
+
+    @property
+    def labels_unknown(self) -> int:
+        """Labels that came when their transaction was not known: the positive ones wait for it."""
+        return self._sums.labels_unknown if isinstance(self._sums, LabelledWindows) else 0
+
+    @property
+    def waiting_forced(self) -> int:
+        """Waiting labels dropped because too many were waiting."""
+        return self._sums.waiting_forced if isinstance(self._sums, LabelledWindows) else 0
+
+    def process(
+        self, block: Block, labels: Block | None = None, kinds: BoolArray | None = None
+    ) -> tuple[FloatArray, BoolArray]:
+        """Features (n, k) float64 and late mask (n,) of the block's rows, which become part of the state.
+
+        ``labels`` and ``kinds`` as for `LabelledWindows.process`. StateError where a value cannot be held; then
+        nothing has changed.
+        """
+        if labels is not None and not self._labelled:
+            raise StateError(f"windows by {self.entity} were made without labels; make them with labelled=True")
+        if self.bytes_max is not None and self.nbytes > self.bytes_max:
+            raise BoundError(
+                f"windows by {self.entity}: the state has {self.nbytes} bytes, more than bytes_max = {self.bytes_max}. "
+                "Raise bytes_max, spread the keys over more partitions, or declare shorter windows",
+                0,
+            )
+        # every check comes before the first change: histories say what they would take, sums check and change at once
+        columns = {prefix: state.columns(block) for prefix, state in self._histories.items()}
+        out = np.empty((len(block), len(self.names)), np.float64)
+        late = np.zeros(len(block), np.bool_)
+        if isinstance(self._sums, LabelledWindows):
+            out[:, self._places[_SUMS]], late = self._sums.process(block, labels, kinds)
+        elif self._sums is not None:
+            out[:, self._places[_SUMS]], late = self._sums.process(block)
+        for prefix, state in self._histories.items():
+            out[:, self._places[prefix]], late = state.process_columns(*columns[prefix])
+        return out, late
+
+    def to_arrays(self) -> Arrays:
+        """The arrays of all states, canonical as theirs, their names with a prefix: ``sums.``, ``history.ENTITY.``."""
+        return {
+            prefix + name: array for prefix, state in self._states.items() for name, array in state.to_arrays().items()
+        }
+
+    @classmethod
+    def from_arrays(
+        cls,
+        arrays: Mapping[str, npt.NDArray[Any]],
+        features: Sequence[WindowFeature],
+        *,
+        allowed_lateness_ms: int = LATENESS_MS,
+        labelled: bool = False,
+        bytes_max: int | None = None,
+    ) -> Self:
+        """The reverse of `to_arrays`; settings as for the constructor. StateError if of other features."""
+        state = cls(features, allowed_lateness_ms=allowed_lateness_ms, labelled=labelled, bytes_max=bytes_max)
+        found = {name.rpartition(".")[0] + "." for name in arrays}
+        if found != set(state._groups):
+            raise StateError(
+                f"the saved state by {state.entity} has {', '.join(sorted(found))} where "
+                f"{', '.join(sorted(state._groups))} are needed; rebuild it by replaying the log"
+            )
+        for prefix, kept in state._states.items():
+            own = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+            loaded = type(kept).from_arrays(own, state._groups[prefix], allowed_lateness_ms=allowed_lateness_ms)
+            if isinstance(loaded, HistoryWindows):
+                state._histories[prefix] = loaded
+            else:
+                state._sums = loaded
+        return state
