@@ -20,13 +20,15 @@ __all__ = ["UNBOUNDED", "GrowingArray", "larger"]
 
 #: bytes that may be taken where no bound is set
 UNBOUNDED = 2**62
+#: up to here an array doubles, from there on it grows by a quarter
+_DOUBLED_BYTES_MAX = 1 << 20
 #: a copy of less takes some ten milliseconds, and what numpy allocates lies on huge pages more often
 _MAPPED_BYTES_MIN = 1 << 25
 
 
 def larger(rows: int, row_bytes: int) -> int:
     """Rows to grow to: twice as many while copies are cheap, then a quarter more, as memory may be short."""
-    return 2 * rows if rows * row_bytes < _MAPPED_BYTES_MIN else rows + rows // 4
+    return 2 * rows if rows * row_bytes < _DOUBLED_BYTES_MAX else rows + rows // 4
 
 
 class GrowingArray:

@@ -45,6 +45,10 @@ class Order(Protocol):
     def waiting(self) -> int:
         """Rows and labels that are not due yet."""
 
+    @property
+    def forced(self) -> int:
+        """Rows and labels that went on early because too many were waiting."""
+
     def waits_for(self) -> list[tuple[str, int]]:
         """The sources (topic, partition) that hold up what waits."""
 
@@ -52,7 +56,7 @@ class Order(Protocol):
 class ArrivalOrder:
     """The log's own order: everything is due at once."""
 
-    waiting = 0
+    waiting = forced = 0
 
     def __init__(self) -> None:
         self._parts: list[tuple[bool, Rows]] = []

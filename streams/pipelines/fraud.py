@@ -112,7 +112,17 @@ class FraudPipeline:
 
     def figures(self) -> dict[str, int]:
         """What this worker has done since its start; once all is out, received = scored + dead_letters + duplicates."""
-        names = ("received", "scored", "dead_letters", "duplicates", "late", "labels", "replayed", "resent_rows")
+        names = (
+            "received",
+            "scored",
+            "dead_letters",
+            "duplicates",
+            "late",
+            "labels",
+            "replayed",
+            "resent_rows",
+            "forced",
+        )
         figures = {name: self.meters.counts[name] for name in names}
         return {**figures, "keys_in_two_partitions": self.placement.keys_moved}
 

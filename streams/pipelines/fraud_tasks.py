@@ -245,6 +245,7 @@ class TerminalTask:
         self._none = empty_rows(pipeline.settings)
         self._reads = self.stage.reads
         self._waits_since: float | None = None
+        self._forced = 0
         self.order: Order = ArrivalOrder()
         if pipeline.order == "event_time":
             infos = pipeline.infos
@@ -330,6 +331,15 @@ class TerminalTask:
         self.next_offset = batch.next_offset
         if dead and not batch.replay:
             outputs.append(dead_letters(batch, dead, "terminal"))
+        if self.order.forced > self._forced:
+            if not self._forced:
+                logger.warning(
+                    "%s/%d: too many rows wait; the oldest go on before all sources have passed them, so that their "
+                    "features may differ from the exact ones (counted as forced)",
+                    *self.tp,
+                )
+            counts["forced"] += 0 if batch.replay else self.order.forced - self._forced
+            self._forced = self.order.forced
         return self.order.due()
 
     def _windows(self, due: Merged) -> _Windows:

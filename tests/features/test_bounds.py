@@ -185,6 +185,7 @@ def test_growing_arrays_keep_what_they_hold(held: bool) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux can enlarge a mapping; elsewhere growing is a copy")
 def test_large_states_grow_without_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("features.memory._MAPPED_BYTES_MIN", 1 << 20)
     state = cards()
     block = rows(Ids(ints=np.arange(60_000)), np.zeros(60_000, np.int64))
     state.process(block.take(np.arange(30_000)))

@@ -58,7 +58,7 @@ def test_every_row_is_scored_once_with_the_published_features(
         if workers > 2:
             running.pop().kill()
         scores = tmp_path / "scores.jsonl"
-        count = ("--count", str(len(transactions))) if workers < 3 else ("--idle", "25")
+        count = ("--count", str(len(transactions))) if workers < 3 else ("--idle", "45")
         read = headrace(
             "consume", "--topic", "fraud-scores", "--to", str(scores), *count, *to, timeout_s=500
         )  # fmt: skip

@@ -472,6 +472,17 @@ def test_a_source_without_any_record_is_waited_for_longer_and_said_so(caplog: py
     assert [s["transaction_id"] for s in fed.scores()] == [1, 2]
 
 
+def test_more_rows_than_may_wait_go_on_early_and_are_counted(caplog: pytest.LogCaptureFixture) -> None:
+    fed = Fed(make_pipeline("event_time"))
+    fed.task(BY_TERMINAL).order.rows_max = 3
+    with caplog.at_level(logging.WARNING):
+        for i in range(5):
+            fed.feed([transaction(i, NOW + i)])
+    assert [s["transaction_id"] for s in fed.scores()] == [0, 1] and fed.pipeline.figures()["forced"] == 2
+    [warning] = [r.getMessage() for r in caplog.records]
+    assert "too many rows wait" in warning
+
+
 @pytest.mark.parametrize("jitter_ms", [0, 60_000])
 def test_events_out_of_order_within_the_delay_get_the_features_of_their_order(jitter_ms: int) -> None:
     """Every card once, so that only the order by terminal matters: equal to the sorted events, however they came."""
