@@ -24,6 +24,8 @@ __all__ = ["BlockReader", "ReaderHost", "ReaderSettings", "split_batch"]
 logger = logging.getLogger("headrace.reader")
 
 _ENDS_INTERVAL_S = 0.1
+#: a commit whose outcome nobody tells for so long is sent again
+_COMMIT_LOST_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +151,8 @@ class BlockReader(threading.Thread):
         self._assigned_at: float | None = None
         self._progress_at = time.monotonic()
         self._commit_at = time.monotonic()
-        self._commit_pending = False
+        #: when the commit on its way was sent; None = there is none
+        self._commit_sent_at: float | None = None
         self._accepted_at = 0.0
         self._ends_at = time.monotonic()
         #: CPU seconds of this thread so far: polls, commits and what is between
@@ -389,7 +392,8 @@ class BlockReader(threading.Thread):
 
         A crash between 2 and 5 sends outputs again after the restart (same bytes, same source), never fewer.
         """
-        if self._commit_pending and not wait:
+        sent_at = self._commit_sent_at
+        if sent_at is not None and not wait and time.monotonic() - sent_at < _COMMIT_LOST_S:
             return False
         if not self._to_commit(only):
             self._commit_at = time.monotonic()
@@ -408,7 +412,7 @@ class BlockReader(threading.Thread):
             self._commit_at = time.monotonic()
         try:
             if not wait:
-                self._commit_pending = True
+                self._commit_sent_at = time.monotonic()
                 self._consumer.commit(offsets, lambda error: self._on_committed(offsets, error))
                 return True
             self._consumer.commit(offsets)
@@ -419,7 +423,7 @@ class BlockReader(threading.Thread):
         return True
 
     def _on_committed(self, offsets: Mapping[TP, int], error: Exception | None) -> None:
-        self._commit_pending = False
+        self._commit_sent_at = None
         if error is not None:
             moved = isinstance(error, CommitFailed)
             # outputs are safe: where the partitions are still ours the offsets go with the next commit
