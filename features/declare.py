@@ -9,6 +9,9 @@ A window of width ``w`` and delay ``d`` at time ``t`` holds the entity's events 
 earlier in the log. Instead of a width, ``last=5`` takes the newest five of them, ``session="30m"`` those since
 the last gap of 30 minutes or longer; ``within=`` says how far back such a window may reach at most (90d, 1d).
 
+``tile="1d"`` makes the window of a count, sum or mean of whole tiles, from ``floor((t-d-w)/tile) + 1`` to
+``floor((t-d)/tile)``: less to keep, and either edge is off by less than a tile. See `features.tiled`.
+
 What compares the event with its past (previous, since_last, since_first, first_seen, ratio, zscore, distance,
 speed) has the same window without the event itself.
 
@@ -40,7 +43,7 @@ from features.rowfeatures import (
     weekend,
 )
 from features.schema import TRANSACTIONS, EventSchema
-from features.windowfeature import HALF_LIVES, Aggregate, WindowFeature
+from features.windowfeature import HALF_LIVES, TILED, Aggregate, WindowFeature
 
 __all__ = [
     "Aggregate",
@@ -67,6 +70,8 @@ __all__ = [
 _LAST_WITHIN = "90d"
 _SESSION_WITHIN = "1d"
 _LAST_MAX = 100_000
+_TILE_MS_MIN = 600_000
+_TILES_MAX = 1_000  # a row looks at all of them
 _UNITS = {
     "count": "events", "risk": "share", "since_last": "s", "since_first": "s", "distinct": "values",
     "first_seen": "flag", "ratio": "ratio", "zscore": "std", "decayed_count": "decayed events",
@@ -81,6 +86,7 @@ class Over(TypedDict, total=False):
     last: int
     session: str
     within: str
+    tile: str
     name: str
 
 
@@ -186,6 +192,7 @@ class Group:
         session: str | None = None,
         within: str | None = None,
         half_life: str | None = None,
+        tile: str | None = None,
         name: str | None = None,
     ) -> Group:
         text = window or half_life or (session and f"session_{session}") or (last and f"last{last}") or ""
@@ -206,8 +213,11 @@ class Group:
             half_life_ms=duration_ms(half_life, feature=feature) if half_life else 0,
             second=fields[1] if len(fields) > 1 else None,
             optional=any(not self.schema.field(name).required for name in fields),
+            tile_ms=duration_ms(tile, feature=feature) if tile is not None else 0,
         )
         _check_delay(made)
+        if tile is not None:
+            _check_tile(made, tile)
         return replace(self, features=(*self.features, made))
 
 
@@ -275,6 +285,30 @@ def _check_delay(feature: WindowFeature) -> None:
         raise FeatureError(
             f"{feature.name}: a risk is of an entity of one field, not of {feature.entity}; "
             f"write by({feature.keys[0]!r}).risk(..)"
+        )
+
+
+def _check_tile(feature: WindowFeature, tile: str) -> None:
+    name, tile_ms = feature.name, feature.tile_ms
+    if feature.aggregate not in TILED or feature.last or feature.gap_ms:
+        raise FeatureError(
+            f"{name}: tile={tile!r} is for count, sum and mean over a width, this is {feature.what()} over "
+            f"{feature.extent()}; drop tile="
+        )
+    if tile_ms < _TILE_MS_MIN:
+        raise FeatureError(f"{name}: a tile of {tile!r} is below 10m; give a longer one, or drop tile= to be exact")
+    if tile_ms >= feature.window_ms:
+        raise FeatureError(f"{name}: a tile of {tile!r} is as long as the window; give a shorter one such as '1h'")
+    for what, value in (("window", feature.window_ms), ("delay", feature.delay_ms)):
+        if value % tile_ms:
+            raise FeatureError(
+                f"{name}: a {what} of {duration_text(value)} is not a whole number of tiles of {tile!r}; give a tile "
+                "that divides it"
+            )
+    if feature.window_ms > _TILES_MAX * tile_ms:
+        raise FeatureError(
+            f"{name}: the window has {feature.window_ms // tile_ms} tiles of {tile!r}, more than {_TILES_MAX}; give "
+            "a longer tile"
         )
 
 

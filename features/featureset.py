@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from features.durations import FeatureError, duration_text
 from features.rowfeatures import RowFeature
-from features.windowfeature import WindowFeature, memory_text
+from features.windowfeature import WindowFeature, check_tiles, memory_text
 
 __all__ = ["Feature", "FeatureSet"]
 
@@ -39,6 +39,7 @@ class FeatureSet:
             if feature.name in seen:
                 raise FeatureError(f"{feature.name}: declared twice in {name!r}; drop one or give it another name=")
             seen[feature.name] = feature
+        check_tiles(f for f in features if isinstance(f, WindowFeature))
         object.__setattr__(self, "name", name)
         object.__setattr__(self, "features", tuple(features))
 
@@ -99,9 +100,9 @@ class FeatureSet:
 
         ``memory`` is that of the state which the feature shares with others of its entity, see `memory_text`.
         """
-        states: dict[tuple[str, bool], list[WindowFeature]] = {}
+        states: dict[tuple[str, bool, bool], list[WindowFeature]] = {}
         for f in self._windows:
-            states.setdefault((f.entity, f.by_prefix_sums), []).append(f)
+            states.setdefault((f.entity, f.by_prefix_sums, f.tile_ms > 0), []).append(f)
         rows = []
         for feature in self.features:
             row = {"name": feature.name, "entity": "", "what": feature.what(), "window": "", "delay": ""}
@@ -110,6 +111,6 @@ class FeatureSet:
                 row["entity"] = feature.entity
                 row["window"] = feature.extent()
                 row["delay"] = duration_text(feature.delay_ms) if feature.delay_ms else ""
-                row["memory"] = memory_text(states[feature.entity, feature.by_prefix_sums])
+                row["memory"] = memory_text(states[feature.entity, feature.by_prefix_sums, feature.tile_ms > 0])
             rows.append(row)
         return rows

@@ -1,4 +1,4 @@
-"""All windows of one stage: prefix sums and histories, of each entity whose first field is the stage's key."""
+"""All windows of one stage: prefix sums, tiles and histories, of each entity whose first field is the stage's key."""
 
 from __future__ import annotations
 
@@ -14,11 +14,20 @@ from features.entity_windows import EntityWindows
 from features.history import HistoryWindows
 from features.labelled_windows import LabelledWindows
 from features.plan import LATENESS_MS, Arrays, BoundError, StateError
+from features.tiled import TiledWindows
 from features.windowfeature import WindowFeature
 
 __all__ = ["StageWindows"]
 
 _SUMS = "sums."
+_TILED = "tiled."
+
+
+def _prefix(feature: WindowFeature) -> str:
+    """Before the names of the arrays of the state that keeps the feature."""
+    if feature.by_prefix_sums:
+        return _SUMS
+    return f"{_TILED}{feature.entity}." if feature.tile_ms else f"history.{feature.entity}."
 
 
 class StageWindows:
@@ -49,7 +58,7 @@ class StageWindows:
         self._labelled = labelled
         groups: dict[str, list[WindowFeature]] = {}
         for f in features:
-            groups.setdefault(_SUMS if f.by_prefix_sums else f"history.{f.entity}.", []).append(f)
+            groups.setdefault(_prefix(f), []).append(f)
         #: prefix of the state's arrays -> its features
         self._groups = {prefix: tuple(group) for prefix, group in groups.items()}
         place = {name: i for i, name in enumerate(self.names)}
@@ -58,16 +67,18 @@ class StageWindows:
         if sums := self._groups.get(_SUMS):
             kind = LabelledWindows if labelled else EntityWindows
             self._sums = kind(sums, allowed_lateness_ms=allowed_lateness_ms)
-        self._histories = {
-            prefix: HistoryWindows(group, allowed_lateness_ms=allowed_lateness_ms)
+        self._others: dict[str, HistoryWindows | TiledWindows] = {
+            prefix: (TiledWindows if prefix.startswith(_TILED) else HistoryWindows)(
+                group, allowed_lateness_ms=allowed_lateness_ms
+            )
             for prefix, group in self._groups.items()
             if prefix != _SUMS
         }
 
     @property
-    def _states(self) -> dict[str, EntityWindows | HistoryWindows]:
+    def _states(self) -> dict[str, EntityWindows | HistoryWindows | TiledWindows]:
         sums = {} if self._sums is None else {_SUMS: self._sums}
-        return {**sums, **self._histories}
+        return {**sums, **self._others}
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -120,20 +131,20 @@ class StageWindows:
                 "Raise bytes_max, spread the keys over more partitions, or declare shorter windows",
                 0,
             )
-        # every check comes before the first change: histories say what they would take, sums check and change at once
-        columns = {prefix: state.columns(block) for prefix, state in self._histories.items()}
+        # every check comes before the first change: the others say what they would take, sums check and change at once
+        columns: dict[str, Any] = {prefix: state.columns(block) for prefix, state in self._others.items()}
         out = np.empty((len(block), len(self.names)), np.float64)
         late = np.zeros(len(block), np.bool_)
         if isinstance(self._sums, LabelledWindows):
             out[:, self._places[_SUMS]], late = self._sums.process(block, labels, kinds)
         elif self._sums is not None:
             out[:, self._places[_SUMS]], late = self._sums.process(block)
-        for prefix, state in self._histories.items():
+        for prefix, state in self._others.items():
             out[:, self._places[prefix]], late = state.process_columns(*columns[prefix])
         return out, late
 
     def to_arrays(self) -> Arrays:
-        """The arrays of all states, canonical as theirs, their names with a prefix: ``sums.``, ``history.ENTITY.``."""
+        """The arrays of all states, canonical as theirs, their names with a prefix: see `_prefix`."""
         return {
             prefix + name: array for prefix, state in self._states.items() for name, array in state.to_arrays().items()
         }
@@ -159,8 +170,8 @@ class StageWindows:
         for prefix, kept in state._states.items():
             own = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
             loaded = type(kept).from_arrays(own, state._groups[prefix], allowed_lateness_ms=allowed_lateness_ms)
-            if isinstance(loaded, HistoryWindows):
-                state._histories[prefix] = loaded
-            else:
+            if isinstance(loaded, EntityWindows):
                 state._sums = loaded
+            else:
+                state._others[prefix] = loaded
         return state

@@ -6,9 +6,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from features.durations import duration_text
+from features.durations import FeatureError, duration_text
 
-__all__ = ["HALF_LIVES", "PAST", "Aggregate", "WindowFeature", "memory_text"]
+__all__ = [
+    "HALF_LIVES",
+    "PAST",
+    "TILED",
+    "Aggregate",
+    "WindowFeature",
+    "check_tiles",
+    "memory_text",
+    "present_fields",
+]
 
 Aggregate = Literal[
     "count", "sum", "mean", "risk", "min", "max", "std", "first", "last", "previous", "since_last", "since_first",
@@ -19,6 +28,8 @@ Aggregate = Literal[
 _PREFIX_SUMS = frozenset({"count", "sum", "mean", "risk"})
 #: aggregates that compare the event with those before it: it is not in their window itself
 PAST = frozenset({"previous", "since_last", "since_first", "first_seen", "ratio", "zscore", "distance", "speed"})
+#: aggregates that can be made of tiles
+TILED = frozenset({"count", "sum", "mean"})
 #: a decayed sum forgets an event after so many half-lives, when a millionth of it is left
 HALF_LIVES = 20
 _TABLE_BYTES = 46  # an entry of 32 bytes in a table that is full at 70%
@@ -30,7 +41,8 @@ class WindowFeature:
 
     ``field`` is None where only times matter. ``last`` > 0 keeps the newest so many of these events, ``gap_ms`` > 0
     those of the session: since the last gap of that length or longer. ``second`` is the longitude beside ``field`` =
-    latitude. ``optional`` says that a value may be missing (NaN), which prefix sums cannot hold.
+    latitude. ``optional`` says that a value may be missing (NaN), which prefix sums cannot hold. ``tile_ms`` > 0 makes
+    the window of whole tiles, see `features.tiled`.
     risk = share of the window's events with a visible positive label, 0 where there is none.
     """
 
@@ -46,6 +58,7 @@ class WindowFeature:
     half_life_ms: int = 0
     second: str | None = None
     optional: bool = False
+    tile_ms: int = 0
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -59,8 +72,8 @@ class WindowFeature:
 
     @property
     def by_prefix_sums(self) -> bool:
-        """True where prefix sums hold it (`EntityWindows`, `LabelledWindows`), False where `HistoryWindows` does."""
-        plain = self.aggregate in _PREFIX_SUMS and not (self.last or self.gap_ms or self.optional)
+        """True where prefix sums hold it (`EntityWindows`, `LabelledWindows`); else tiles do, or a history."""
+        plain = self.aggregate in _PREFIX_SUMS and not (self.last or self.gap_ms or self.optional or self.tile_ms)
         return plain and len(self.keys) == 1
 
     @property
@@ -79,6 +92,7 @@ class WindowFeature:
             "delay_ms": self.delay_ms,
         }
         more = {"last": self.last, "gap_ms": self.gap_ms, "half_life_ms": self.half_life_ms, "second": self.second}
+        more |= {"tile_ms": self.tile_ms}
         return plain | {name: value for name, value in more.items() if value}
 
     def what(self) -> str:
@@ -87,23 +101,46 @@ class WindowFeature:
         return f"{words} of {', '.join(self.fields)}" if self.fields else words
 
     def extent(self) -> str:
-        """Over which events: "7d", "last 5 within 90d", "session 30m within 1d", "half-life 1h"."""
+        """Over which events: "7d", "last 5 within 90d", "session 30m within 1d", "half-life 1h", "30d by 1d"."""
         window = duration_text(self.window_ms)
         if self.last:
             return f"last {self.last} within {window}"
         if self.gap_ms:
             return f"session {duration_text(self.gap_ms)} within {window}"
+        if self.tile_ms:
+            return f"{window} by {duration_text(self.tile_ms)}"
         return f"half-life {duration_text(self.half_life_ms)}" if self.half_life_ms else window
+
+
+def present_fields(features: Iterable[WindowFeature]) -> tuple[str, ...]:
+    """Fields of which tiles must count the values: those with a mean and values that may be missing."""
+    return tuple(dict.fromkeys(f.fields[0] for f in features if f.aggregate == "mean" and f.optional))
+
+
+def check_tiles(features: Iterable[WindowFeature]) -> None:
+    """FeatureError where an entity's tiles do not lie within one another, as they are kept in one sequence."""
+    widest: dict[str, WindowFeature] = {}
+    for f in sorted((f for f in features if f.tile_ms), key=lambda f: f.tile_ms):
+        finer = widest.setdefault(f.entity, f)
+        if f.tile_ms % finer.tile_ms:
+            tiles = f"{duration_text(finer.tile_ms)} (of {finer.name})"
+            raise FeatureError(
+                f"{f.name}: tiles of {duration_text(f.tile_ms)} are not made of whole tiles of {tiles}, which "
+                f"{f.entity} has too; choose tiles that divide one another, such as 1h, 6h and 1d"
+            )
+        widest[f.entity] = f
 
 
 def memory_text(features: Iterable[WindowFeature]) -> str:
     """Memory of the one state that holds these features, such as "24 B/event + 190 B/key", all arrays being full.
 
-    An event is kept for the longest window, its delay and the allowed lateness. Arrays grow ahead of need and rings are
-    powers of two: two to three times as much may be reserved.
+    An event or tile is kept for the longest window, its delay and the allowed lateness. Arrays grow ahead of need and
+    rings are powers of two: two to three times as much may be reserved.
     """
     features = tuple(features)
     fields = len({name for f in features for name in f.fields})
+    if features[0].tile_ms:
+        return f"{8 * (1 + fields + len(present_fields(features)))} B/tile + {8 * 5 + _TABLE_BYTES} B/key"
     boundaries = len({edge for f in features for edge in (f.delay_ms, f.span_ms)})
     words = 1 + fields * (2 if features[0].by_prefix_sums else 1)  # a prefix sum is two words
     event, key = 8 * words, 8 * (3 + words + boundaries) + _TABLE_BYTES

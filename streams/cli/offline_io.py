@@ -38,7 +38,7 @@ __all__ = [
 #: `models.registry.ALIASES`, whose import takes a second that ``--help`` should not
 ALIAS_CHOICES = ("champion", "challenger", "shadow")
 #: `features.fraud.SETS`, likewise
-SET_CHOICES = ("default", "rich")
+SET_CHOICES = ("default", "rich", "tiled")
 
 
 def add_pipeline(parser: argparse.ArgumentParser) -> None:
