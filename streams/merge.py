@@ -141,6 +141,8 @@ class EventTimeOrder:
             source.idle = False
         if message.kind == "idle" and not overtaken:
             source.idle = True
+        elif message.kind == "watermark":
+            source.idle = False  # its sender is awake, however far it has come
         self._release(self._bound())
         if self._count > self.rows_max:
             self._force()

@@ -219,6 +219,11 @@ class BlockReader(threading.Thread):
         with self._cond:
             return {tp: p.next_done for tp, p in self._partitions.items()}
 
+    def epochs(self) -> dict[TP, int]:
+        """Partitions that are ours now, each with the number of its assignment."""
+        with self._cond:
+            return {tp: p.epoch for tp, p in self._partitions.items()}
+
     def at_end(self) -> dict[TP, tuple[int, bool]]:
         """For each partition whose state is whole: its epoch, and whether its log was read to the end and all done."""
         with self._cond:

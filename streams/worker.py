@@ -53,6 +53,10 @@ class Pipeline(Protocol):
     def task(self, tp: TP) -> Task:
         """A task with the state that belongs to `start_offset`."""
 
+    def wake(self, parts: Sequence[tuple[Any, RecordBatch]], tasks: Sequence[Any]) -> list[OutBatch]:
+        """What goes out before `process` of these parts; ``tasks`` are all of this worker's. Decisions of the moment,
+        written to the log for others (rule 5)."""
+
     def process(self, parts: Sequence[tuple[Any, RecordBatch]]) -> list[OutBatch]:
         """Moves tasks of one topic, each of another partition, over their batches; returns the outputs, none of a
         batch that is ``replay``. Equal to one after the other; together what they share is done once."""
@@ -237,7 +241,9 @@ class Worker:
         partitions = {batch.tp for batch in batches}
         self._inside |= partitions
         try:
-            outputs = self._pipeline.process([(self._task(batch.tp, batch.epoch), batch) for batch in batches])
+            parts = [(self._task(batch.tp, batch.epoch), batch) for batch in batches]
+            mine = [self._task(tp, epoch) for tp, epoch in self._reader.epochs().items()]
+            outputs = self._pipeline.wake(parts, mine) + self._pipeline.process(parts)
             await self._send(outputs, self._reader)
             self._reader.done(batches)
         except asyncio.CancelledError:

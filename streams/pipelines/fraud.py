@@ -19,7 +19,7 @@ from streams.encode import ScoreEncoder
 from streams.log import TP, OutBatch, RecordBatch, TopicInfo
 from streams.partitioner import KeyPlacement
 from streams.pipelines.fraud_stages import StageSettings
-from streams.pipelines.fraud_tasks import CardTask, LabelTask, TerminalTask
+from streams.pipelines.fraud_tasks import CardTask, LabelTask, Sender, TerminalTask
 from streams.shuffle import Source
 from streams.stage import Meters
 from streams.topics import BY_TERMINAL, DEAD_LETTERS, FRAUD_SCORES, LABELS, LATE_EVENTS, TRANSACTIONS, topic_infos
@@ -77,6 +77,15 @@ class FraudPipeline:
         if tp.topic == LABELS:
             return LabelTask(self, tp)
         return TerminalTask(self, tp)
+
+    def wake(self, parts: Sequence[tuple[Any, RecordBatch]], tasks: Sequence[Any]) -> list[OutBatch]:
+        """When one source has something again, others probably have too: until they say that they are idle again, the
+        terminal stage waits for all. Else the first of several backlogs to be read would overtake the others."""
+        if self.order == "arrival" or not any(
+            isinstance(task, Sender) and task.may_sleep and not batch.replay for task, batch in parts
+        ):
+            return []
+        return [out for task in tasks if isinstance(task, Sender) for out in task.wake()]
 
     def process(self, parts: Sequence[tuple[Any, RecordBatch]]) -> list[OutBatch]:
         outputs: list[OutBatch] = type(parts[0][0]).process_run(self, parts)

@@ -27,19 +27,21 @@ from streams.topics import BY_TERMINAL, FRAUD_SCORES, LABELS, LATE_EVENTS, TRANS
 if TYPE_CHECKING:
     from streams.pipelines.fraud import FraudPipeline
 
-__all__ = ["CardTask", "LabelTask", "TerminalTask", "Vectors"]
+__all__ = ["CardTask", "LabelTask", "Sender", "TerminalTask", "Vectors"]
 
 logger = logging.getLogger("headrace.fraud")
 
 #: a source that has nothing to send for so long says so, if it has read its log to the end
 _IDLE_AFTER_S = 1.0
+#: and says it again after so long: a sender that lost its partition without knowing may have said the opposite
+_IDLE_AGAIN_S = 30.0
 #: rows that wait so long are worth a line in the log
 _WAIT_SAID_S = 15.0
 #: column in which each shuffled row remembers the partition that it came from
 _SOURCE_PARTITION = "source_partition"
 
 
-class _Sender:
+class Sender:
     """A task that shuffles rows to the terminal stage, with the watermarks and idle marks of rule 5."""
 
     def __init__(self, pipeline: FraudPipeline, tp: TP) -> None:
@@ -50,6 +52,9 @@ class _Sender:
         self.watermark_ms: int | None = None
         self._told_ms: int | None = None
         self._told_idle = False
+        #: what is in the log may say that this source is idle, from before this task or from this task itself
+        self._may_sleep = True
+        self._idle_told_s = 0.0
         self._quiet_since: float | None = None
 
     def sent(self, block: Block, times: IntArray) -> Sent:
@@ -71,7 +76,7 @@ class _Sender:
 
         A source that has sent nothing yet is waited for far longer: its first records may be on their way.
         """
-        if self.pipeline.order == "arrival" or self._told_idle:
+        if self.pipeline.order == "arrival" or (self._told_idle and now_s - self._idle_told_s < _IDLE_AGAIN_S):
             return []
         kind: MessageKind | None = None
         patience_s = self.pipeline.first_wait_s if self.watermark_ms is None else _IDLE_AFTER_S
@@ -84,9 +89,24 @@ class _Sender:
             self._quiet_since = now_s
         elif now_s - self._quiet_since >= patience_s:
             kind = "idle"
-            self._told_idle = True
-        if kind is None:
+            self._told_idle = self._may_sleep = True
+            self._idle_told_s = now_s
+        return [] if kind is None else self._mark(kind)
+
+    def wake(self) -> list[OutBatch]:
+        """Tells all target partitions that this source is not idle, if the log may say that it is."""
+        if not self._may_sleep:
             return []
+        self._may_sleep = self._told_idle = False
+        self._quiet_since = None
+        return self._mark("watermark")
+
+    @property
+    def may_sleep(self) -> bool:
+        """Whether the log may say that this source is idle."""
+        return self._may_sleep
+
+    def _mark(self, kind: MessageKind) -> list[OutBatch]:
         none = np.empty(0, np.int64)
         block = Block(self.tp.topic, self.tp.partition, self.next_offset, none, none)
         return _shuffled(self.pipeline, kind, [Sent(self.source, block, self.watermark_ms)], None)
@@ -102,7 +122,7 @@ def _shuffled(
     return [OutBatch(BY_TERMINAL, of, None, p) for p, of in values.items()]
 
 
-class CardTask(_Sender):
+class CardTask(Sender):
     """transactions -> windows by card -> rows by terminal."""
 
     def __init__(self, pipeline: FraudPipeline, tp: TP) -> None:
@@ -184,7 +204,7 @@ def _late_records(
     return OutBatch(LATE_EVENTS, values, keys, None, headers)
 
 
-class LabelTask(_Sender):
+class LabelTask(Sender):
     """transaction-labels -> by terminal, or to every partition where a label does not name its terminal."""
 
     @staticmethod

@@ -68,6 +68,9 @@ class CountingPipeline:
     def task(self, tp: TP) -> CountingTask:
         return CountingTask(self, tp)
 
+    def wake(self, parts: object, tasks: object) -> list[OutBatch]:
+        return []
+
     def process(self, parts: Sequence[tuple[CountingTask, RecordBatch]]) -> list[OutBatch]:
         return [out for task, batch in parts for out in task.process(batch)]
 
