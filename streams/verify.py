@@ -70,7 +70,8 @@ class _Table:
     """Rows of words by source offset, of each place in the order in which they came."""
 
     def __init__(self) -> None:
-        self.names: tuple[str, ...] = ()
+        #: of the rows of each source topic
+        self.names: dict[str, tuple[str, ...]] = {}
         #: which of them are the bits of a float64
         self.floats: frozenset[str] = frozenset()
         self._offsets: dict[Place, list[IntArray]] = {}
@@ -88,7 +89,7 @@ class _Table:
     def of(self, place: Place) -> tuple[IntArray, Words]:
         """Offsets (m,) in rising order, those that came more than once in the order of coming, and their words."""
         if place not in self._offsets:
-            return np.empty(0, np.int64), np.empty((0, len(self.names)), np.int64)
+            return np.empty(0, np.int64), np.empty((0, len(self.names.get(place[0], ()))), np.int64)
         offsets = np.concatenate(self._offsets[place])
         order = np.argsort(offsets, kind="stable")
         return offsets[order], np.concatenate(self._words[place])[order]
@@ -129,12 +130,18 @@ def verify_fraud(
 
     results = []
     shuffled = _in_shuffle(log, stops(BY_TERMINAL, ends), progress)
+    wanted = {f.name for f in make_pipeline().settings.features.for_stage("card_id")}
+    if TRANSACTIONS in shuffled.names and not wanted <= shuffled.floats:
+        raise ConfigError(
+            f"the rows in {BY_TERMINAL} are of another feature set: {', '.join(sorted(wanted - shuffled.floats)[:3])} "
+            "and others are not in them; give the --set, or the --models, that the workers ran with"
+        )
     for stage, topic in (("card", TRANSACTIONS), ("labels", LABELS)):
         replayed = _sent_again(log, fresh(), stops(topic, committed), progress)
         results.append(_compare(stage, topic, replayed, shuffled, stops(topic, committed)))
     del shuffled
     replayed = _scored_again(log, fresh(), stops(BY_TERMINAL, committed), progress)
-    scores = _in_scores(log, stops(FRAUD_SCORES, ends), replayed.names, progress)
+    scores = _in_scores(log, stops(FRAUD_SCORES, ends), replayed.names[TRANSACTIONS], progress)
     results.append(_compare("terminal", TRANSACTIONS, replayed, scores, None))
     return results
 
@@ -178,9 +185,9 @@ def _add_messages(table: _Table, values: Any, target: int) -> None:
             continue  # the live stage has dead-lettered it
         if len(message.rows):
             names, words = _plain(message.rows)
-            if not table.names:
-                table.names = names
-                table.floats = frozenset(word[3:] for word in message.rows.layout.words if word.startswith("f8:"))
+            if message.source.topic not in table.names:
+                table.names[message.source.topic] = names
+                table.floats |= {word[3:] for word in message.rows.layout.words if word.startswith("f8:")}
             place = (message.source.topic, message.source.partition, target)
             table.add(place, message.rows.offsets.copy(), words)
 
@@ -210,7 +217,7 @@ def _scored_again(
     log: Log, pipeline: FraudPipeline, stops: Mapping[TP, int], progress: Callable[[int], None]
 ) -> _Table:
     table = _Table()
-    table.names = ("late", *pipeline.settings.features.names)
+    table.names[TRANSACTIONS] = ("late", *pipeline.settings.features.names)
     table.floats = frozenset(pipeline.settings.features.names)
     tasks: dict[TP, Any] = {}
     for batch in read_up_to(log, stops):
@@ -235,7 +242,7 @@ def _vector_words(late: npt.NDArray[Any], matrix: FloatArray) -> Words:
 
 def _in_scores(log: Log, stops: Mapping[TP, int], names: tuple[str, ...], progress: Callable[[int], None]) -> _Table:
     table = _Table()
-    table.names = names
+    table.names[TRANSACTIONS] = names
     for batch in read_up_to(log, stops):
         by_source: dict[int, tuple[list[int], list[bool], list[list[float]]]] = {}
         for i, value in enumerate(batch.values):
@@ -266,7 +273,7 @@ def _in_scores(log: Log, stops: Mapping[TP, int], names: tuple[str, ...], progre
 def _compare(stage: str, topic: str, replayed: _Table, logged: _Table, stops: Mapping[TP, int] | None) -> StageResult:
     """``stops``: source offsets from there on are not compared; None = those that the replay does not have either."""
     result = StageResult(stage)
-    shape = replayed if replayed.names else logged
+    shape = replayed if topic in replayed.names else logged
     for place in sorted(p for p in replayed.places | logged.places if p[0] == topic):
         expected_at, expected = replayed.of(place)
         found_at, found = logged.of(place)
@@ -299,7 +306,7 @@ def _compare_place(
     rows = np.flatnonzero(there)
     if expected.shape[1] == found.shape[1]:
         for i in rows[(found[rows] != expected[at[rows]]).any(axis=1)]:
-            pairs = zip(shape.names, found[i].tolist(), expected[at[i]].tolist(), strict=True)
+            pairs = zip(shape.names[place[0]], found[i].tolist(), expected[at[i]].tolist(), strict=True)
             wrong[int(found_at[i])] = {
                 name: (_shown(a, name in shape.floats), _shown(b, name in shape.floats))
                 for name, a, b in pairs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 from streams.cli.offline_io import SET_CHOICES
 from streams.cli.options import add_bootstrap, add_config, add_json, print_json
@@ -58,4 +59,10 @@ def run(args: argparse.Namespace) -> int:
             print(f"{result.stage:<9} {result.rows:>12,} rows, {result.mismatching_rows:,} differ{again}")
         for difference in differences:
             print(f"  {difference['stage']} {difference['source']}: {difference['columns']}")
+    if mismatching:
+        print(
+            "rows differ. Many at once mean that the workers ran with other settings: give their --order, --set or "
+            "--models, and --config",
+            file=sys.stderr,
+        )
     return EXIT_FAILED if mismatching else EXIT_OK

@@ -103,6 +103,8 @@ def test_every_kind_of_difference_is_found(capsys: pytest.CaptureFixture[str], q
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert figures["mismatching_rows"] == 0 and figures["first_differences"] == [] and figures["rows"] > 1200
 
+    assert main([*words, "--set", "rich"]) == 2
+    assert "are of another feature set: card_count_10m" in capsys.readouterr().err
     records = log.partitions(FRAUD_SCORES)[1]
     (stamp, key, value, headers), (*other, lost_headers) = records[4:6]
     source, lost = (dict(h)["source"].decode() for h in (headers, lost_headers))
