@@ -87,17 +87,11 @@ def entity_state(
 
     Where prefix sums do for all of them it is their state alone, else one that joins the kinds that are needed.
     """
-    kind = LabelledWindows if labelled else EntityWindows
+    settings: dict[str, Any] = {"allowed_lateness_ms": allowed_lateness_ms, "bytes_max": bytes_max}
+    kind: type[EntityWindows | StageWindows] = LabelledWindows if labelled else EntityWindows
     if not all(f.by_prefix_sums for f in features):
-        settings: dict[str, Any] = {"allowed_lateness_ms": allowed_lateness_ms, "bytes_max": bytes_max}
-        if arrays is None:
-            return StageWindows(features, **settings, labelled=labelled)
-        return StageWindows.from_arrays(arrays, features, **settings, labelled=labelled)
-    if arrays is None:
-        return kind(features, allowed_lateness_ms=allowed_lateness_ms, bytes_max=bytes_max)
-    state = kind.from_arrays(arrays, features, allowed_lateness_ms=allowed_lateness_ms)
-    state.bytes_max = bytes_max
-    return state
+        kind, settings = StageWindows, {**settings, "labelled": labelled}
+    return kind(features, **settings) if arrays is None else kind.from_arrays(arrays, features, **settings)
 
 
 def interleave(times: IntArray, label_times: IntArray) -> BoolArray:

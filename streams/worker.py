@@ -53,8 +53,8 @@ class Pipeline(Protocol):
     def task(self, tp: TP) -> Task:
         """A task with the state that belongs to `start_offset`."""
 
-    def wake(self, parts: Sequence[tuple[Any, RecordBatch]], tasks: Sequence[Any]) -> list[OutBatch]:
-        """What goes out before `process` of these parts; ``tasks`` are all of this worker's. Decisions of the moment,
+    def wake(self, parts: Sequence[tuple[Any, RecordBatch]], tasks: Callable[[], Sequence[Any]]) -> list[OutBatch]:
+        """What goes out before `process` of these parts; ``tasks()`` are all of this worker's. Decisions of the moment,
         written to the log for others (rule 5)."""
 
     def process(self, parts: Sequence[tuple[Any, RecordBatch]]) -> list[OutBatch]:
@@ -242,8 +242,7 @@ class Worker:
         self._inside |= partitions
         try:
             parts = [(self._task(batch.tp, batch.epoch), batch) for batch in batches]
-            mine = [self._task(tp, epoch) for tp, epoch in self._reader.epochs().items()]
-            outputs = self._pipeline.wake(parts, mine) + self._pipeline.process(parts)
+            outputs = self._pipeline.wake(parts, self._all_tasks) + self._pipeline.process(parts)
             await self._send(outputs, self._reader)
             self._reader.done(batches)
         except asyncio.CancelledError:
@@ -284,6 +283,10 @@ class Worker:
             task = self._pipeline.task(tp)
             self._tasks[tp] = (epoch, task)
         return task
+
+    def _all_tasks(self) -> list[Task]:
+        assert self._reader is not None
+        return [self._task(tp, epoch) for tp, epoch in self._reader.epochs().items()]
 
     async def _tick(self) -> None:
         """Ten times a second: the tasks' decisions by the clock, between batches."""

@@ -6,7 +6,7 @@ transaction-labels ──► label router ──┘
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,14 +78,14 @@ class FraudPipeline:
             return LabelTask(self, tp)
         return TerminalTask(self, tp)
 
-    def wake(self, parts: Sequence[tuple[Any, RecordBatch]], tasks: Sequence[Any]) -> list[OutBatch]:
+    def wake(self, parts: Sequence[tuple[Any, RecordBatch]], tasks: Callable[[], Sequence[Any]]) -> list[OutBatch]:
         """When one source has something again, others probably have too: until they say that they are idle again, the
         terminal stage waits for all. Else the first of several backlogs to be read would overtake the others."""
         if self.order == "arrival" or not any(
             isinstance(task, Sender) and task.may_sleep and not batch.replay for task, batch in parts
         ):
             return []
-        return [out for task in tasks if isinstance(task, Sender) for out in task.wake()]
+        return [out for task in tasks() if isinstance(task, Sender) for out in task.wake()]
 
     def process(self, parts: Sequence[tuple[Any, RecordBatch]]) -> list[OutBatch]:
         outputs: list[OutBatch] = type(parts[0][0]).process_run(self, parts)

@@ -60,7 +60,7 @@ def test_machine_and_versions() -> None:
 
 
 def test_child() -> None:
-    code = "import sys, time; print('ready'); print('line'); sys.stdout.flush(); time.sleep(60)"
+    code = "import signal, sys; print('ready'); print('line'); sys.stdout.flush(); signal.pause()"
     with Child([sys.executable, "-c", code], Cores(None, ()).worker) as child:
         child.wait_ready()
         assert cpu_seconds(child.pid) >= 0 and thread_seconds(child.pid, "no such thread") == 0
