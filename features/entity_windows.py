@@ -12,7 +12,8 @@ from features.block import Block, BoolArray, FloatArray, IntArray, KeyArray
 from features.declare import FeatureError, WindowFeature
 from features.kernel import own
 from features.memory import UNBOUNDED
-from features.plan import LATENESS_MS, Arrays, BoundError, StateError, WindowPlan
+from features.plan import LATENESS_MS, Arrays, BoundError, StateError, WindowPlan, check_identity
+from features.ring_windows import SWEEP_ROWS, SWEEP_STEPS_PER_ROW
 from features.rings import RingPool, Words, export_rows, newest_times
 from features.spill import new_spill, spill_drop
 from features.state import NO_TIME, KeySlots
@@ -21,9 +22,6 @@ from features.windows import Rows, prefixes_of_values, values_of_prefixes, windo
 __all__ = ["EntityWindows", "key_name"]
 
 _VALUE_MAX = 2.0**62
-SWEEP_STEPS_PER_ROW = 4
-#: rows between two sweeps, at the least
-SWEEP_ROWS = 64
 
 
 def key_name(key: KeyArray) -> str:
@@ -250,11 +248,7 @@ class EntityWindows:
     ) -> Self:
         """The reverse of `to_arrays`; ``settings`` as for the constructor. StateError if of other features."""
         state = cls(features, **settings)
-        if not np.array_equal(arrays["identity"], state._plan.identity):
-            raise StateError(
-                f"the saved state by {state.entity} is of other features or another allowed lateness than "
-                f"{', '.join(state.names)} with {state.allowed_lateness_ms} ms; rebuild it by replaying the log"
-            )
+        check_identity(arrays, state._plan.identity, state)
         needed = sum(array.nbytes for array in arrays.values())
         if state.bytes_max is not None and needed > state.bytes_max:
             raise StateError(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,9 @@ __all__ = [
     "WindowPlan",
     "bytes_per_event",
     "bytes_per_key",
+    "check_identity",
+    "entity_of",
+    "identity_of",
 ]
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -52,20 +55,48 @@ class BoundError(StateError):
         self.label = label
 
 
+class _State(Protocol):
+    names: tuple[str, ...]
+    allowed_lateness_ms: int
+
+    @property
+    def entity(self) -> str: ...
+
+
+def entity_of(features: Sequence[WindowFeature], lateness_ms: int) -> str:
+    """The one entity of a state's features; FeatureError or ValueError where a state cannot be made of them."""
+    entities = {f.entity for f in features}
+    if len(entities) != 1:
+        raise FeatureError(
+            f"window features of one entity are needed, got {sorted(entities) or 'none'}; "
+            "give the result of FeatureSet.for_entity(..)"
+        )
+    if lateness_ms < 0:
+        raise ValueError(f"allowed_lateness_ms is {lateness_ms}; it cannot be negative: give 0 or more")
+    return features[0].entity
+
+
+def identity_of(features: Sequence[WindowFeature], lateness_ms: int) -> npt.NDArray[np.uint8]:
+    """(32,) uint8: says what the arrays of a state mean."""
+    definition = [[f.definition() for f in features], lateness_ms, FORMAT]
+    return np.frombuffer(hashlib.sha256(json.dumps(definition, sort_keys=True).encode()).digest(), np.uint8)
+
+
+def check_identity(arrays: Mapping[str, npt.NDArray[Any]], identity: npt.NDArray[np.uint8], state: _State) -> None:
+    """StateError where the arrays are not of a state like this one."""
+    if not np.array_equal(arrays["identity"], identity):
+        raise StateError(
+            f"the saved state by {state.entity} is of other features or another allowed lateness than "
+            f"{', '.join(state.names)} with {state.allowed_lateness_ms} ms; rebuild it by replaying the log"
+        )
+
+
 class WindowPlan:
     """What the kernels need to know of one entity's features: boundaries (see `features.windows`) and columns."""
 
     def __init__(self, features: Sequence[WindowFeature], lateness_ms: int) -> None:
+        self.entity = entity_of(features, lateness_ms)
         self.features = tuple(features)
-        entities = {f.entity for f in features}
-        if len(entities) != 1:
-            raise FeatureError(
-                f"window features of one entity are needed, got {sorted(entities) or 'none'}; "
-                "give the result of FeatureSet.for_entity(..)"
-            )
-        if lateness_ms < 0:
-            raise ValueError(f"allowed_lateness_ms is {lateness_ms}; it cannot be negative: give 0 or more")
-        self.entity = self.features[0].entity
         self.fields = tuple(dict.fromkeys(f.field for f in features if f.field is not None))
         edges = {edge for f in features for edge in (f.delay_ms, f.delay_ms + f.window_ms)}
         offsets = np.array(sorted(edges), np.int64)
@@ -85,10 +116,7 @@ class WindowPlan:
         self.span_ms = int(offsets[-1]) + lateness_ms
         scratch = np.zeros((3, len(offsets)), np.int64)
         self.kernel = Plan(offsets, aggregates, self.span_ms, scratch[0], scratch[1], scratch[2])
-        definition = [[f.definition() for f in features], lateness_ms, FORMAT]
-        digest = hashlib.sha256(json.dumps(definition, sort_keys=True).encode()).digest()
-        #: says what the arrays of a state mean
-        self.identity = np.frombuffer(digest, np.uint8)
+        self.identity = identity_of(features, lateness_ms)
 
     @property
     def labelled(self) -> bool:

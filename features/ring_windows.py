@@ -1,0 +1,130 @@
+"""What states with one ring per key have in common, whatever the rows of their rings mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from features.block import Block, BoolArray, FloatArray, IntArray, KeyArray
+from features.keys import joined_keys
+from features.plan import LATENESS_MS, Arrays, check_identity, entity_of, identity_of
+from features.rings import RingPool
+from features.state import NO_TIME, KeySlots
+from features.windowfeature import WindowFeature
+
+__all__ = ["SWEEP_ROWS", "SWEEP_STEPS_PER_ROW", "RingWindows"]
+
+SWEEP_STEPS_PER_ROW = 4
+#: rows between two sweeps, at the least
+SWEEP_ROWS = 64
+
+
+class RingWindows:
+    """Windows of one entity, of one id field or several, in one partition. A subclass makes ``_rings`` and ``_span_ms``
+    when it is constructed, and says what the columns are and what becomes of them."""
+
+    _rings: RingPool
+    #: rows of a key that was last seen so long ago can be forgotten
+    _span_ms: int
+
+    def __init__(self, features: Sequence[WindowFeature], *, allowed_lateness_ms: int = LATENESS_MS) -> None:
+        self.entity = entity_of(features, allowed_lateness_ms)
+        self.allowed_lateness_ms = allowed_lateness_ms
+        self.names = tuple(f.name for f in features)
+        self.keys = features[0].keys
+        self._values = tuple(dict.fromkeys(name for f in features for name in f.fields))
+        self._identity = identity_of(features, allowed_lateness_ms)
+        self._slots = KeySlots()
+        self._unswept = 0
+
+    def __len__(self) -> int:
+        """Keys held."""
+        return len(self._slots)
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Columns and ids of a block that are read besides the event time and the entity's first field."""
+        return tuple(dict.fromkeys((*self.keys[1:], *self._values)))
+
+    @property
+    def stream_time_ms(self) -> int | None:
+        """Largest event time seen; None before the first row."""
+        return None if self._slots.stream_time_ms == NO_TIME else self._slots.stream_time_ms
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory the state has reserved; large arrays take real memory only where they were written."""
+        return self._slots.nbytes + self._rings.nbytes
+
+    def process(self, block: Block) -> tuple[FloatArray, BoolArray]:
+        """Features (n, k) float64 and late mask (n,) of the block's rows, which become part of the state."""
+        return self.process_columns(*self.columns(block))
+
+    def columns(self, block: Block) -> tuple[KeyArray, IntArray, npt.NDArray[Any]]:
+        """What `process_columns` takes of a block; StateError where a value cannot be, and nothing has changed."""
+        parts = [block.ids[name].keys() for name in self.keys]
+        return parts[0] if len(parts) == 1 else joined_keys(parts), block.event_time_ms, self._row_values(block)
+
+    def _row_values(self, block: Block) -> npt.NDArray[Any]:
+        raise NotImplementedError
+
+    def process_columns(
+        self, keys: KeyArray, times: IntArray, values: npt.NDArray[Any]
+    ) -> tuple[FloatArray, BoolArray]:
+        """`process` for bare columns: keys (n, 2), event times (n,) and ``values`` (n, columns), see `columns`."""
+        raise NotImplementedError
+
+    def to_arrays(self) -> Arrays:
+        """The state as arrays in canonical form."""
+        raise NotImplementedError
+
+    def _load(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        raise NotImplementedError
+
+    def _assign(self, keys: KeyArray, times: IntArray) -> tuple[IntArray, BoolArray]:
+        """Slots and late flags of the rows; each slot has a ring."""
+        slots, late = self._slots.assign(keys, times, self.allowed_lateness_ms)
+        self._reserve()
+        return slots, late
+
+    def _load_slots(self, keys: npt.NDArray[Any], newest: IntArray, stream_time_ms: int) -> IntArray:
+        """Slots of these keys, put into an empty state."""
+        slots = self._slots.load(np.ascontiguousarray(keys, np.uint64), newest, stream_time_ms)
+        self._reserve()
+        return slots
+
+    def _reserve(self) -> None:
+        if self._slots.capacity > len(self._rings.heads):
+            self._rings.reserve_slots(self._slots.capacity)
+
+    @property
+    def _horizon(self) -> int:
+        return self._slots.stream_time_ms - self._span_ms
+
+    def _sweep(self, n: int) -> None:
+        """Frees some of the idle keys now and then: work in proportion to the rows, invisible in results."""
+        self._unswept += n
+        if self._unswept < SWEEP_ROWS:
+            return
+        freed = self._slots.sweep(SWEEP_STEPS_PER_ROW * self._unswept, self._horizon)
+        self._unswept = 0
+        if len(freed):
+            self._rings.release(freed)
+
+    def _head_arrays(self, keys: KeyArray) -> Arrays:
+        """``identity`` (32,) uint8 says of what features, ``stream_time`` (1,) int64, ``keys`` (m, 2) uint64."""
+        stream_time = np.array([self._slots.stream_time_ms], np.int64)
+        return {"identity": self._identity.copy(), "stream_time": stream_time, "keys": keys}
+
+    @classmethod
+    def from_arrays(
+        cls, arrays: Mapping[str, npt.NDArray[Any]], features: Sequence[WindowFeature], **settings: int
+    ) -> Self:
+        """The reverse of `to_arrays`; ``settings`` as for the constructor. StateError if of other features."""
+        state = cls(features, **settings)
+        check_identity(arrays, state._identity, state)
+        state._load(arrays)
+        return state
