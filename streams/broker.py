@@ -300,7 +300,7 @@ def _cluster_id() -> str:
 def _serves(port: int) -> bool:
     """Whether the broker knows itself (Metadata v5) and hands out producer ids (InitProducerId v1).
 
-    Spoken by hand, since only streams/kafka.py knows Kafka's clients, which also would log each refused connection.
+    Spoken by hand, since only streams/kafka*.py know Kafka's clients, which also would log each refused connection.
     """
     with socket.create_connection((HOST, port), timeout=1) as connection:
         connection.settimeout(2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from streams.kafka import MAX_MESSAGE_BYTES
+from streams.kafka_producer import MAX_MESSAGE_BYTES
 from streams.log import TopicInfo
 
 __all__ = [

@@ -80,7 +80,7 @@ def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
         ("features/canary.py", "import models", "Imports go down only"),
         ("models/canary.py", "import monitoring", "Imports go down only"),
         ("monitoring/canary.py", "import streams.log", "Imports go down only"),
-        ("streams/canary.py", "from confluent_kafka import Producer", "Only streams/kafka.py and its connection"),
+        ("streams/canary.py", "from confluent_kafka import Producer", "Only streams/kafka"),
         ("streams/canary.py", "import faust", "know Faust"),
     ],
 )
@@ -91,7 +91,7 @@ def test_the_import_contracts_bite(tmp_path: Path, module: str, line: str, broke
     (tmp_path / module).write_text(line + "\n")
     done = lint_imports(tmp_path)
     assert done.returncode != 0
-    assert re.search(rf"{broken}[^\n]* BROKEN", done.stdout), done.stdout + done.stderr
+    assert re.search(rf"{re.escape(broken)}[^\n]* BROKEN", done.stdout), done.stdout + done.stderr
 
 
 def test_the_kafka_pom_is_packaged() -> None:
