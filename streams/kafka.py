@@ -38,8 +38,9 @@ class KafkaAdmin:
 
     def __init__(self, watch: BrokerWatch, config: Mapping[str, Any]) -> None:
         self._watch = watch
+        self._settings = client_settings(config, {}, "admin", watch)
         try:
-            self._admin = AdminClient(client_settings(config, {}, "admin", watch), logger=logger)
+            self._admin = AdminClient(self._settings, logger=logger)
         except (KafkaException, ValueError) as exc:
             raise config_error(exc, "admin") from exc
 
@@ -95,7 +96,9 @@ class KafkaAdmin:
         return retry(describe, "list the topics", self._watch, hear=self._hear)
 
     def _hear(self) -> None:
+        """After a request that failed: what the client has to say, and a new one, as it might not find back."""
         self._admin.poll(0)
+        self._admin = AdminClient(self._settings, logger=logger)
 
     def delete_topics(self, names: Sequence[str]) -> None:
         for future in self._admin.delete_topics(list(names), request_timeout=_REQUEST_S).values():
@@ -112,7 +115,7 @@ class KafkaLog:
         self.bootstrap = bootstrap
         self.url = f"headrace://{bootstrap}"
         self._config = dict(config)
-        self._watch = BrokerWatch(bootstrap)
+        self._watch = BrokerWatch(bootstrap, self._config)
 
     def consumer(self, group: str, *, config: Mapping[str, Any] | None = None) -> KafkaConsumer:
         return KafkaConsumer(self._watch, group, {**self._config, **(config or {})})

@@ -12,10 +12,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient
 
 from streams.errors import ConfigError, FatalError
 
-__all__ = ["BrokerWatch", "client_settings", "config_error", "retry"]
+__all__ = ["BrokerWatch", "Contact", "client_settings", "config_error", "retry"]
 
 _T = TypeVar("_T")
 
@@ -38,6 +39,10 @@ _COMMON_DEFAULTS: dict[str, Any] = {
     "reconnect.backoff.max.ms": 2_000,
     "log.connection.close": False,
 }
+#: a broker that answers others for so long, but not a client, shall not be waited for by that client
+_DEAF_S = 10.0
+_ASK_INTERVAL_S = 1.0
+_ASK_S = 0.5
 #: Errors of a request that say "not now": the client goes on by itself.
 _TRANSIENT = {
     KafkaError._ALL_BROKERS_DOWN,
@@ -63,8 +68,9 @@ _REFUSED = {KafkaError._SSL, KafkaError._AUTHENTICATION, KafkaError.SASL_AUTHENT
 class BrokerWatch:
     """Says once that the broker is away and once that it is back, however often the clients of a log report it."""
 
-    def __init__(self, bootstrap: str) -> None:
+    def __init__(self, bootstrap: str, config: Mapping[str, Any]) -> None:
         self.bootstrap = bootstrap
+        self._config = config
         self.away_since: float | None = None
         #: why the broker and we do not come together, until they do
         self.refused: str | None = None
@@ -99,6 +105,20 @@ class BrokerWatch:
             self.away_since = time.monotonic()
             logger.warning("broker %s is away (%s): waiting for it", self.bootstrap, reason)
 
+    def answers(self) -> bool:
+        """Whether the broker is there for a client that has never lost it.
+
+        A client that lost its brokers is not asked itself: one that hears of "no brokers", as one that just starts
+        says, while it looks for them, can forget them all for ever (librdkafka's issue 5301).
+        """
+        settings = client_settings(self._config, {}, "admin", self)
+        settings["error_cb"] = lambda _error: None
+        try:
+            client = AdminClient(settings, logger=logger)
+            return bool(client.list_topics(timeout=_ASK_S).brokers)
+        except KafkaException:
+            return False
+
     def seen(self) -> None:
         self.known = True
         self.refused = self.suspected = None
@@ -106,6 +126,47 @@ class BrokerWatch:
             seconds = time.monotonic() - self.away_since
             self.away_since = None
             logger.warning("broker %s is back after %.1f s: going on", self.bootstrap, seconds)
+
+
+class Contact:
+    """Whether one client finds its way back to a broker that it lost; see `BrokerWatch.answers` why it might not."""
+
+    def __init__(self, watch: BrokerWatch) -> None:
+        self._watch = watch
+        self._lost = False
+        self._asked_at = 0.0
+        #: since when the broker answers others
+        self._there_since: float | None = None
+
+    def on_error(self, error: KafkaError) -> None:
+        """The client's error callback."""
+        if error.code() == KafkaError._ALL_BROKERS_DOWN:
+            self._lost = True
+            self._there_since = None
+        self._watch.on_error(error)
+
+    def is_stuck(self, ask: Callable[[], Any]) -> bool:
+        """Whether the broker has been there for a while but not for this client; to be called whenever it has heard
+        nothing, it looks once a second and only after the client lost its brokers. ``ask`` is a metadata request by
+        the client."""
+        now = time.monotonic()
+        if not self._lost or now - self._asked_at < _ASK_INTERVAL_S:
+            return False
+        there = self._watch.answers()
+        self._asked_at = time.monotonic()
+        if not there:
+            self._there_since = None
+            return False
+        self._watch.seen()
+        if self._there_since is None:
+            self._there_since = now
+        if now - self._there_since < _DEAF_S:
+            return False
+        try:
+            self._lost = not ask().brokers
+        except KafkaException:
+            return True
+        return self._lost
 
 
 def client_settings(

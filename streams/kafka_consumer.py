@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from confluent_kafka import OFFSET_STORED, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from streams.errors import FatalError
-from streams.kafka_connection import BrokerWatch, client_settings, config_error, retry
+from streams.kafka_connection import BrokerWatch, Contact, client_settings, config_error, retry
 from streams.log import TP, CommitFailed, Headers, LogUnavailable, RebalanceListener, RecordBatch
 
 __all__ = ["KafkaConsumer"]
@@ -54,23 +55,30 @@ class KafkaConsumer:
 
     def __init__(self, watch: BrokerWatch, group: str, config: Mapping[str, Any]) -> None:
         self._watch = watch
+        self._contact = Contact(watch)
         self._looked_at = 0.0
         self._closed = False
         defaults = {**_CONSUMER_DEFAULTS, "group.id": group}
+        settings = client_settings(config, defaults, "consumer", watch)
+        self._settings = {**settings, "on_commit": self._on_commit, "error_cb": self._on_error}
         try:
-            settings = client_settings(config, defaults, "consumer", watch)
-            self._consumer = Consumer({**settings, "on_commit": self._on_commit}, logger=logger)
+            self._consumer = Consumer(self._settings, logger=logger)
         except (KafkaException, ValueError) as exc:
             raise config_error(exc, "consumer") from exc
         self._starts: dict[TP, int | None] = {}
         self._commit_done: Callable[[Exception | None], None] | None = None
+        self._topics: list[str] = []
         self._listener: RebalanceListener | None = None
 
+    def _on_error(self, error: KafkaError) -> None:
+        self._contact.on_error(error)
+
     def subscribe(self, topics: Sequence[str], listener: RebalanceListener) -> None:
+        self._topics = list(topics)
         self._listener = listener
         self._watch.asks = True
         self._consumer.subscribe(
-            list(topics), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
+            self._topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
         )
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
@@ -86,12 +94,14 @@ class KafkaConsumer:
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         assert self._listener is not None
-        self._listener.on_revoke([TP(p.topic, p.partition) for p in partitions])
+        if consumer is self._consumer:
+            self._listener.on_revoke([TP(p.topic, p.partition) for p in partitions])
         consumer.incremental_unassign(partitions)
 
     def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         assert self._listener is not None
-        self._listener.on_lost([TP(p.topic, p.partition) for p in partitions])
+        if consumer is self._consumer:
+            self._listener.on_lost([TP(p.topic, p.partition) for p in partitions])
         consumer.incremental_unassign(partitions)
 
     def poll(self, timeout_s: float, max_records: int) -> list[RecordBatch]:
@@ -99,6 +109,8 @@ class KafkaConsumer:
         first = self._consumer.poll(timeout_s)
         if first is None:
             self._look_for_broker()
+            if self._contact.is_stuck(lambda: self._consumer.list_topics(timeout=1.0)):
+                self._begin_anew()
             return []
         messages = [first]
         if max_records > 1:
@@ -115,13 +127,30 @@ class KafkaConsumer:
         watch = self._watch
         if (watch.away_since is None and watch.suspected is None) or time.monotonic() - self._looked_at < 1.0:
             return
-        try:
-            self._consumer.list_topics(timeout=0.5)
+        if watch.answers():
             watch.seen()
-        except KafkaException:
-            if watch.suspected is not None:
-                watch.away(watch.suspected)
+        elif watch.suspected is not None:
+            watch.away(watch.suspected)
         self._looked_at = time.monotonic()
+
+    def _begin_anew(self) -> None:
+        """Another client in place of one that does not find back to the broker, as a new member of the group; for our
+        listener its partitions are lost, as after a session time-out."""
+        logger.error(
+            "this consumer has lost broker %s, which others reach (librdkafka's issue 5301): begins anew",
+            self._watch.bootstrap,
+        )
+        assert self._listener is not None
+        old, self._consumer = self._consumer, Consumer(self._settings, logger=logger)
+        self._contact = Contact(self._watch)
+        done, self._commit_done = self._commit_done, None
+        if done is not None:
+            done(LogUnavailable("the client that sent it is gone"))
+        self._starts.clear()
+        self._listener.on_lost([TP(p.topic, p.partition) for p in old.assignment()])
+        # it waits for a group that it cannot reach
+        threading.Thread(target=old.close, name="headrace-lost-consumer", daemon=True).start()
+        self.subscribe(self._topics, self._listener)
 
     def _is_error(self, message: Message) -> bool:
         error = message.error()
