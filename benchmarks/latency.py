@@ -125,6 +125,7 @@ def run(
     *,
     seconds: float = 10.0,
     partitions: int = 4,
+    delivery: str = "at_least_once",
     notify: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """The figures of ``headrace bench latency``: ``results: [{rate, count, latency_ms_p50, .._p99, .._p999, ..}]``;
@@ -138,6 +139,7 @@ def run(
         log = connect(f"headrace://{broker.bootstrap}")
         log.admin().create_topics(all_topics(partitions))
         command = headrace("run", "--pipeline", "fraud", "--bootstrap", broker.bootstrap, "--models", f"{name}/models")
+        command += ["--delivery", delivery, "--checkpoints", f"{name}/checkpoints"]
         with Child(command, None) as worker:
             worker.wait_ready()
             first = 0
@@ -145,4 +147,4 @@ def run(
                 notify(f"{rate:,} events/s for {s:.0f} s{'' if first else ', to warm the broker up'}")
                 results.append(_at_rate(log, worker, workload, first, rate, s))
                 first += int(rate * (_WARM_S + s))
-    return {"results": results[1:], "partitions": partitions, **about}
+    return {"results": results[1:], "partitions": partitions, "delivery": delivery, **about}

@@ -82,16 +82,19 @@ def measure_headrace(
     cores: Cores,
     partitions: int = 1,
     order: str = "arrival",
-    options: Sequence[str] = (),
+    delivery: str = "at_least_once",
 ) -> Measured:
     """One run of ``headrace run`` with the champion of ``folder``/models."""
     with Broker.start() as broker:
         log = _log_with(broker, topic_infos((TRANSACTIONS, LABELS, BY_TERMINAL, FRAUD_SCORES), partitions))
         command = headrace("run", "--pipeline", "fraud", "--json", "--bootstrap", broker.bootstrap, "--group", GROUP)
-        command += ["--models", str(folder / "models"), "--order", order, "--partitions", str(partitions), *options]
+        command += ["--models", str(folder / "models"), "--order", order, "--partitions", str(partitions)]
+        command += ["--delivery", delivery, "--checkpoints", str(folder / "checkpoints")]
         with Child(command, cores.worker) as child:
             phases = _Phases(child, log, lambda: _figures(child))
-            return phases.run(workload, GROUP, (LABELS, BY_TERMINAL), FRAUD_SCORES)
+            # markers of transactions have offsets too: the number of scores alone does not tell that all are there
+            also = (TRANSACTIONS, BY_TERMINAL) if delivery == "exactly_once" else ()
+            return phases.run(workload, GROUP, (LABELS, BY_TERMINAL), FRAUD_SCORES, also)
 
 
 def _log_with(broker: Broker, topics: Sequence[TopicInfo]) -> Log:
@@ -129,7 +132,15 @@ class _Phases:
         self._child, self._log, self._figures = child, log, figures
         self._partitions = {name: info.partitions for name, info in log.admin().topics().items()}
 
-    def run(self, workload: Workload, group: str, labels_done: Sequence[str], scores_topic: str) -> Measured:
+    def run(
+        self,
+        workload: Workload,
+        group: str,
+        labels_done: Sequence[str],
+        scores_topic: str,
+        scores_done: Sequence[str] = (),
+    ) -> Measured:
+        """``labels_done`` and ``scores_done``: topics that are committed to their ends after each backlog."""
         child, n = self._child, len(workload.transactions)
         child.wait_ready()
         offsets = self._log.consumer(group)
@@ -140,7 +151,13 @@ class _Phases:
         before = self._figures()
         cpu = cpu_seconds(child.pid)
         started_ms = self._backlog(TRANSACTIONS, workload.transactions)
-        self._wait(lambda: self._count(offsets, scores_topic) >= n, "the scores")
+        self._wait(
+            lambda: (
+                self._count(offsets, scores_topic) >= n
+                and all(self._committed(offsets, topic) for topic in scores_done)
+            ),
+            "the scores",
+        )
         cpu_s = cpu_seconds(child.pid) - cpu
         after = self._figures()
         offsets.close()
@@ -207,7 +224,7 @@ def measure_in_process(workload: Workload, folder: Path) -> Measured:
     send(log, LABELS, workload.labels)
     wait(lambda: pipeline.meters.counts["labels"] >= len(workload.labels), "the labels")
     time.sleep(0.5)  # what the reader says of ends is at most 0.1 s old: the shuffled labels are in the log by now
-    wait(lambda: all(reader.at_end().values()), "the labels")
+    wait(lambda: all(reader.assignment.at_end().values()), "the labels")
     labels_cpu_s = time.process_time() - cpu
     reader.stop_flow()
     wait(lambda: reader.flow_is_stopped, "the pauses")
@@ -230,6 +247,7 @@ def run(
     rounds: int = 3,
     partitions: int = 1,
     order: str = "arrival",
+    delivery: str = "at_least_once",
     plain: bool = True,
     notify: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
@@ -253,7 +271,7 @@ def run(
             runs.append(
                 measure_in_process(workload, folder)
                 if missing
-                else measure_headrace(workload, folder, cores, partitions, order)
+                else measure_headrace(workload, folder, cores, partitions, order, delivery)
             )
         if len({r.scores.sha256() for r in runs}) > 1:
             raise BenchError("the runs gave different scores: a speed counts only with equal scores")
@@ -271,6 +289,7 @@ def run(
         "workload": workload.name,
         "partitions": partitions,
         "order": order,
+        "delivery": "at_least_once" if missing else delivery,
         "headrace": ours.figures(),
         "headrace_runs_events_per_s": [r.figures()["events_per_s"] for r in runs],
     }

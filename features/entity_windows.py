@@ -8,11 +8,12 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from features.arrays import Arrays
 from features.block import Block, BoolArray, FloatArray, IntArray, KeyArray
 from features.declare import FeatureError, WindowFeature
 from features.kernel import own
 from features.memory import UNBOUNDED
-from features.plan import LATENESS_MS, Arrays, BoundError, StateError, WindowPlan, check_identity
+from features.plan import LATENESS_MS, BoundError, StateError, WindowPlan, check_identity
 from features.ring_windows import SWEEP_ROWS, SWEEP_STEPS_PER_ROW
 from features.rings import RingPool, Words, export_rows, newest_times
 from features.spill import new_spill, spill_drop
@@ -227,20 +228,27 @@ class EntityWindows:
         """Rows per slot (m,) and all rows with their values, in order of time, spilled or not."""
         counts, rows = self._events.export(slots, self._horizon)
         values_of_prefixes(self._events.heads, slots, counts, rows)
-        numbers = np.flatnonzero(self._spill.owners >= 0)
+        position = np.full(self._slots.capacity + 1, -1)  # the last is for spills that nobody owns
+        position[slots] = np.arange(len(slots))
+        owners = position[self._spill.owners]
+        numbers = np.argsort(owners)[np.count_nonzero(owners < 0) :]  # of keys that are not expired
         if len(numbers) == 0:
             return counts, rows
+        owners = owners[numbers]
         spills = self._events.view._replace(heads=self._spill.heads)
         spilled_counts, spilled = export_rows(spills, numbers, self._horizon)
         values_of_prefixes(self._spill.heads, numbers, spilled_counts, spilled)
-        position = np.zeros(self._slots.capacity, np.int64)
-        position[slots] = np.arange(len(slots))
-        owners = position[self._spill.owners[numbers]]
-        of = np.concatenate([np.repeat(np.arange(len(slots)), counts), np.repeat(owners, spilled_counts)])
-        rows = np.vstack([rows, spilled])
-        np.add.at(counts, owners, spilled_counts)
-        # a stable sort: spilled rows come after those of the same time, as they came
-        return counts, rows[np.lexsort((rows[:, 0].view(np.int64), of))]
+        ends, spilled_ends = np.cumsum(counts), np.cumsum(spilled_counts)
+        times, spilled_times = rows[:, 0].view(np.int64), spilled[:, 0].view(np.int64)
+        # spilled rows come after those of the same time, as they came
+        places = [
+            begin + np.searchsorted(times[begin:end], spilled_times[first:last], side="right")
+            for begin, end, first, last in zip(
+                ends[owners] - counts[owners], ends[owners], spilled_ends - spilled_counts, spilled_ends, strict=True
+            )
+        ]
+        counts[owners] += spilled_counts
+        return counts, np.insert(rows, np.concatenate(places), spilled, axis=0)
 
     @classmethod
     def from_arrays(
@@ -262,7 +270,7 @@ class EntityWindows:
         counts = arrays["event_counts"].astype(np.int64)
         rows = np.array(arrays["event_rows"], np.uint64, order="C")
         newest = rows[np.cumsum(counts) - 1, 0].view(np.int64) if len(counts) else np.empty(0, np.int64)
-        keys = np.ascontiguousarray(arrays["keys"], np.uint64)
+        keys = own(arrays["keys"], np.uint64)
         slots = self._slots.load(keys, newest, int(arrays["stream_time"][0]))
         self._reserve()
         prefixes_of_values(self._events.heads, slots, counts, rows)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from features.arrays import Arrays
 from features.block import BoolArray, IntArray, KeyArray
 from features.kernel import helper, kernel, own, signed
 from features.state import (
@@ -20,6 +21,7 @@ from features.state import (
     Table,
     copy_entry,
     power_of_two,
+    table_capacity,
     table_find,
     table_full,
     table_remove,
@@ -131,8 +133,9 @@ class Fifo:
         self._allocate(0)
 
     def _allocate(self, n: int) -> None:
-        self.rows: Rows = np.zeros((max(_FIFO_CAPACITY_MIN, power_of_two(n + n // 4 + 1)), 4), np.uint64)
-        self.table: Table = np.zeros((max(TABLE_CAPACITY_MIN, power_of_two(2 * n)), 4), np.uint64)
+        """Room for n rows."""
+        self.rows: Rows = np.zeros((max(_FIFO_CAPACITY_MIN, power_of_two(n)), 4), np.uint64)
+        self.table: Table = np.zeros((max(TABLE_CAPACITY_MIN, table_capacity(n)), 4), np.uint64)
         self.meta[:3] = 0
 
     def __len__(self) -> int:
@@ -159,18 +162,27 @@ class Fifo:
 
     def grow(self) -> None:
         """Makes room, leaving out rows that count no more."""
-        self.load(self.entries())
+        entries = self.entries()
+        self.load(entries, len(entries) // 4 + 1)
 
-    def load(self, entries: Rows) -> None:
-        """Replaces the content by these rows, oldest first."""
-        self._allocate(len(entries))
+    def load(self, entries: Rows, room: int = 0) -> None:
+        """Replaces the content by these rows, oldest first, with room for so many more."""
+        self._allocate(len(entries) + room)
         _push_all(self.view, entries)
 
-    def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
+    def to_arrays(self) -> Arrays:
         """keys (m, 2) uint64 and times (m,) int64, oldest first, and meta (2,) int64: forced, stream time."""
-        entries = self.entries()
-        meta = self.meta[[FORCED, STREAM]]
-        return {"keys": entries[:, :2].copy(), "times": entries[:, 2].view(np.int64).copy(), "meta": meta}
+        if self.history:  # all rows count: they lie in the ring in one piece or two
+            begin = int(self.meta[FIRST]) & (len(self.rows) - 1)
+            end = begin + len(self)
+            pieces = [self.rows[begin:end], self.rows[: max(0, end - len(self.rows))]]
+        else:
+            pieces = [self.entries()]
+        return {
+            "keys": np.concatenate([rows[:, :2] for rows in pieces]),
+            "times": np.concatenate([rows[:, 2] for rows in pieces]).view(np.int64),
+            "meta": self.meta[[FORCED, STREAM]],
+        }
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]], *, history: bool) -> Fifo:
@@ -269,7 +281,7 @@ class Dedupe:
                 return repeated
             fifo.grow()
 
-    def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
+    def to_arrays(self) -> Arrays:
         """The state as arrays, the same however the rows were cut into blocks; see `Fifo.to_arrays`."""
         return self._fifo.to_arrays()
 

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from features.arrays import Arrays
 from features.block import Block, BoolArray, FloatArray, IntArray, KeyArray
 from features.durations import FeatureError
 from features.history_kernels import DONE, OF_SUMS, OPERATIONS, POOL, HistoryPlan, HistoryRows, Store, history_rows
 from features.kernel import own
 from features.keys import word_of_keys
-from features.plan import LATENESS_MS, Arrays, StateError
+from features.plan import LATENESS_MS, StateError
 from features.ring_windows import RingWindows
 from features.rings import RingPool, Words
 from features.windowfeature import PAST, WindowFeature

@@ -31,7 +31,7 @@ from features.rings import (
     seek_from_tail,
 )
 from features.spill import Spill
-from features.state import Table, power_of_two, table_find, table_full, table_home, table_remove
+from features.state import Table, table_capacity, table_find, table_full, table_home, table_remove
 from features.windows import Plan, Rows, emit, find_boundaries, find_spilled, look_ahead, place_of, put_in, room_for
 
 __all__ = ["Labels", "Store", "labelled_ops", "pack_transactions", "unpack"]
@@ -197,7 +197,7 @@ def unpack(payloads: Words) -> tuple[IntArray, IntArray]:
 
 def pack_transactions(keys: KeyArray, rows: IntArray) -> Table:
     """A table of transactions from keys (t, 2) and rows (t, 3): slot, label state, event time."""
-    table: Table = np.zeros((max(64, power_of_two(2 * len(keys))), 4), np.uint64)
+    table: Table = np.zeros((max(64, table_capacity(len(keys))), 4), np.uint64)
     counters = np.zeros(4, np.int64)
     _put_all(table, counters, np.require(keys, np.uint64, ["C", "W"]), np.require(rows, np.int64, ["C", "W"]))
     return table

@@ -9,17 +9,21 @@ import numpy as np
 import numpy.typing as npt
 
 from features import labelled
+from features.arrays import Arrays, prefixed, under
 from features.block import Block, BoolArray, FloatArray, IntArray, KeyArray
 from features.declare import WindowFeature
 from features.entity_windows import EntityWindows, key_name
 from features.fifo import Fifo
 from features.kernel import own
-from features.plan import LATENESS_MS, Arrays, StateError
+from features.plan import LATENESS_MS, StateError
 from features.rings import HEAD, RingPool
-from features.state import NO_TIME, Table, sorted_by_key, table_rebuild, table_sweep
+from features.state import NO_TIME, Table, live_places, table_rebuild, table_sweep
 from features.windows import Rows
 
 __all__ = ["LabelledWindows"]
+
+#: before the names of the arrays of the labels that wait for their transaction
+_WAITING = "waiting_"
 
 
 class LabelledWindows(EntityWindows):
@@ -230,16 +234,16 @@ class LabelledWindows(EntityWindows):
         arrays["label_counts"] = np.bincount(owner[alive], minlength=len(slots)).astype(np.int64)
         arrays["label_rows"] = rows[alive]
         table = self._transactions
-        entries = table[(table[:, 2] != 0) & (table[:, 3].view(np.int64) > self._horizon)]
-        entries = entries[sorted_by_key(entries)]
+        places = live_places(table, self._horizon)
         number = np.empty(self._slots.capacity, np.int64)
         number[slots] = np.arange(len(slots))
-        slot, state = labelled.unpack(entries[:, 2])
-        arrays["transaction_keys"] = entries[:, :2].copy()
-        arrays["transaction_rows"] = np.column_stack([number[slot], state, entries[:, 3].view(np.int64)])
+        arrays["transaction_keys"] = table[places, :2]
+        # column by column: there are far more transactions than anything else, and memory may be short
+        said = arrays["transaction_rows"] = np.empty((len(places), 3), np.int64)
+        slot, said[:, 1] = labelled.unpack(table[places, 2])
+        said[:, 0], said[:, 2] = number[slot], table[places, 3].view(np.int64)
         arrays["label_counters"] = self._counters[1:].copy()
-        arrays |= {f"waiting_{name}": array for name, array in self._waiting.to_arrays().items()}
-        return arrays
+        return arrays | prefixed(_WAITING, self._waiting.to_arrays())
 
     def _load(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
         super()._load(arrays)
@@ -248,9 +252,7 @@ class LabelledWindows(EntityWindows):
         self._transactions = labelled.pack_transactions(arrays["transaction_keys"], arrays["transaction_rows"])
         self._counters[labelled.KNOWN] = len(arrays["transaction_keys"])
         self._counters[1:] = arrays["label_counters"]
-        prefix = "waiting_"
-        waiting = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
-        self._waiting = Fifo.from_arrays(waiting, history=False)
+        self._waiting = Fifo.from_arrays(under(_WAITING, arrays), history=False)
         # no label is due in a loaded state: the next row of each key makes its labels due again
         self._labels.heads[:, labelled.DUE] = 0
         self._labels.heads[:, labelled.SEEN] = NO_TIME

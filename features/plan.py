@@ -16,7 +16,6 @@ from features.windows import COUNT, MEAN, RISK, SUM, Plan
 __all__ = [
     "FORMAT",
     "LATENESS_MS",
-    "Arrays",
     "BoundError",
     "StateError",
     "WindowPlan",
@@ -26,8 +25,6 @@ __all__ = [
     "entity_of",
     "identity_of",
 ]
-
-Arrays = dict[str, npt.NDArray[Any]]
 
 LATENESS_MS = 3_600_000
 #: version of the arrays that states are saved as

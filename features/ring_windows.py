@@ -8,9 +8,11 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from features.arrays import Arrays
 from features.block import Block, BoolArray, FloatArray, IntArray, KeyArray
+from features.kernel import own
 from features.keys import joined_keys
-from features.plan import LATENESS_MS, Arrays, check_identity, entity_of, identity_of
+from features.plan import LATENESS_MS, check_identity, entity_of, identity_of
 from features.rings import RingPool
 from features.state import NO_TIME, KeySlots
 from features.windowfeature import WindowFeature
@@ -92,7 +94,7 @@ class RingWindows:
 
     def _load_slots(self, keys: npt.NDArray[Any], newest: IntArray, stream_time_ms: int) -> IntArray:
         """Slots of these keys, put into an empty state."""
-        slots = self._slots.load(np.ascontiguousarray(keys, np.uint64), newest, stream_time_ms)
+        slots = self._slots.load(own(keys, np.uint64), own(newest, np.int64), stream_time_ms)
         self._reserve()
         return slots
 

@@ -226,25 +226,19 @@ def _count_after(ring: Ring, slots: IntArray, horizon: int, counts: IntArray) ->
 
 
 @kernel
-def _import(ring: Ring, slots: IntArray, counts: IntArray, rows: Words, begin: int) -> int:
-    """Fills empty rings from slot number ``begin`` of ``slots`` on; returns where the pool is full, or m."""
+def _import(ring: Ring, slots: IntArray, counts: IntArray, logs: IntArray, rows: Words) -> None:
+    """Fills empty rings of ``2**logs`` rows; the pool has room for them."""
     position = 0
-    for k in range(begin):
-        position += counts[k]
-    for k in range(begin, len(slots)):
+    for k in range(len(slots)):
         slot = slots[k]
-        while counts[k] > 0 and (
-            ring.heads[slot, BLOCK] == NO_BLOCK or (1 << (ring.heads[slot, BLOCK] & _LOG_MASK)) < counts[k]
-        ):
-            if not ring_double(ring, slot):
-                return k
+        if counts[k] > 0:
+            ring.heads[slot, BLOCK] = (_take_block(ring, logs[k]) << _LOG_BITS) | logs[k]
         for i in range(counts[k]):
             target = row_at(ring, slot, i)
             for word in range(ring.width):
                 ring.pool[target + word] = rows[position + i, word]
         ring.heads[slot, TAIL] = counts[k]
         position += counts[k]
-    return len(slots)
 
 
 def export_rows(ring: Ring, slots: IntArray, horizon: int) -> tuple[IntArray, Words]:
@@ -311,13 +305,11 @@ class RingPool:
         return export_rows(self.view, slots, horizon)
 
     def load(self, slots: IntArray, counts: IntArray, rows: Words) -> None:
-        """The reverse of `export` into empty slots; row numbers begin at 0."""
-        done = 0
-        while True:
-            done = _import(self.view, slots, counts, rows, done)
-            if done == len(slots):
-                return
-            self.grow()
+        """The reverse of `export` into the empty slots of a new pool, of just the size; row numbers begin at 0."""
+        # the binary exponent of count - 1 is that of the smallest power of two that holds so many rows
+        logs = np.maximum(np.frexp(counts - 1.0)[1], _RING_LOG_MIN).astype(np.int64)
+        self._pool.grow(int((1 << logs[counts > 0]).sum()) * self.width)
+        _import(self.view, slots, counts, logs, rows)
 
 
 def newest_times(rings: RingPool, slots: IntArray, none: int) -> IntArray:

@@ -8,12 +8,13 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from features.arrays import Arrays, prefixed, under
 from features.block import Block, BoolArray, FloatArray
 from features.durations import FeatureError
 from features.entity_windows import EntityWindows
 from features.history import HistoryWindows
 from features.labelled_windows import LabelledWindows
-from features.plan import LATENESS_MS, Arrays, BoundError, StateError
+from features.plan import LATENESS_MS, BoundError, StateError
 from features.tiled import TiledWindows
 from features.windowfeature import WindowFeature
 
@@ -145,9 +146,10 @@ class StageWindows:
 
     def to_arrays(self) -> Arrays:
         """The arrays of all states, canonical as theirs, their names with a prefix: see `_prefix`."""
-        return {
-            prefix + name: array for prefix, state in self._states.items() for name, array in state.to_arrays().items()
-        }
+        arrays: Arrays = {}
+        for prefix, state in self._states.items():
+            arrays |= prefixed(prefix, state.to_arrays())
+        return arrays
 
     @classmethod
     def from_arrays(
@@ -168,8 +170,9 @@ class StageWindows:
                 f"{', '.join(sorted(state._groups))} are needed; rebuild it by replaying the log"
             )
         for prefix, kept in state._states.items():
-            own = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
-            loaded = type(kept).from_arrays(own, state._groups[prefix], allowed_lateness_ms=allowed_lateness_ms)
+            loaded = type(kept).from_arrays(
+                under(prefix, arrays), state._groups[prefix], allowed_lateness_ms=allowed_lateness_ms
+            )
             if isinstance(loaded, EntityWindows):
                 state._sums = loaded
             else:

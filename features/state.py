@@ -22,8 +22,9 @@ __all__ = [
     "KeySlots",
     "Table",
     "copy_entry",
+    "live_places",
     "power_of_two",
-    "sorted_by_key",
+    "table_capacity",
     "table_find",
     "table_full",
     "table_home",
@@ -56,9 +57,14 @@ def power_of_two(n: int) -> int:
     return 1 << max(0, int(n) - 1).bit_length()
 
 
-def sorted_by_key(keys: KeyArray) -> IntArray:
-    """Order of keys by (hi, lo): the canonical order of exports."""
-    return np.lexsort((keys[:, 1], keys[:, 0])).astype(np.int64)
+def live_places(table: Table, horizon: int) -> IntArray:
+    """(m,) places of the entries that are not expired, by key (hi, lo): the canonical order of exports."""
+    places = np.flatnonzero((table[:, 2] != _EMPTY) & (table[:, 3].view(np.int64) > horizon))
+    hi = table[places, 0]
+    # integers first, as their upper word is 0: to sort them by one word takes a fifth of the time
+    integers, texts = places[hi == 0], places[hi != 0]
+    of_texts = np.lexsort((table[texts, 1], table[texts, 0]))
+    return np.concatenate([integers[np.argsort(table[integers, 1])], texts[of_texts]])
 
 
 @helper
@@ -87,6 +93,11 @@ def table_full(table: Table, count: int) -> bool:
     """True where one more entry needs a larger table (load 0.7)."""
     full: bool = (count + 1) * 10 > table.shape[0] * 7
     return full
+
+
+def table_capacity(count: int) -> int:
+    """Places of the smallest table that takes so many entries without growing."""
+    return power_of_two((10 * count + 6) // 7)
 
 
 @kernel
@@ -276,7 +287,10 @@ class KeySlots:
         self.table[places, 3] = newest[self.table[places, 2].view(np.int64) - 1].view(np.uint64)
 
     def load(self, keys: KeyArray, times: IntArray, stream_time_ms: int) -> IntArray:
-        """Fills an empty table with these keys and their newest times; returns their slots."""
+        """Fills an empty table, of just the size, with these keys and their newest times; returns their slots."""
+        self.table = np.zeros((max(TABLE_CAPACITY_MIN, table_capacity(len(keys))), 4), np.uint64)
+        self._meta[CAPACITY] = max(self.capacity, len(keys))
+        self._free.grow(self.capacity)
         slots, _ = self.assign(keys, times, 2**62)
         self.stream_time_ms = stream_time_ms
         return slots
@@ -294,7 +308,6 @@ class KeySlots:
 
     def live(self, horizon: int) -> tuple[KeyArray, IntArray, IntArray]:
         """Keys (m, 2), slots (m,) and newest times (m,) of the keys that are not expired, in canonical order."""
-        times = self.table[:, 3].view(np.int64)
-        entries = self.table[(self.table[:, 2] != 0) & (times > horizon)]
-        entries = entries[sorted_by_key(entries)]
-        return entries[:, :2].copy(), entries[:, 2].astype(np.int64) - 1, entries[:, 3].view(np.int64).copy()
+        places = live_places(self.table, horizon)
+        times: IntArray = self.table[places, 3].view(np.int64)
+        return self.table[places, :2], self.table[places, 2].view(np.int64) - 1, times

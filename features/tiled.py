@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from features.arrays import Arrays
 from features.block import Block, BoolArray, FloatArray, IntArray, KeyArray
 from features.durations import FeatureError
 from features.kernel import own
-from features.plan import LATENESS_MS, Arrays, StateError
+from features.plan import LATENESS_MS, StateError
 from features.ring_windows import RingWindows
 from features.rings import RingPool
 from features.tiled_kernels import COUNT, MEAN, SUM, Rows, TilePlan, find_bounds, rows_before, tiled_rows
@@ -132,7 +133,6 @@ class TiledWindows(RingWindows):
         }
 
     def _load(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-        times = np.ascontiguousarray(arrays["key_times"], np.int64)
-        slots = self._load_slots(arrays["keys"], times, int(arrays["stream_time"][0]))
+        slots = self._load_slots(arrays["keys"], arrays["key_times"], int(arrays["stream_time"][0]))
         rows = np.array(arrays["tile_rows"], np.uint64, order="C")
         self._rings.load(slots, arrays["tile_counts"].astype(np.int64), rows)

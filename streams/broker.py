@@ -25,6 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from streams.errors import ConfigError
 from streams.kafka_jars import BrokerError, cache_dir, fetch_jars, find_java, kafka_available, lock
 
 __all__ = ["Broker", "BrokerError", "free_port", "kafka_available"]
@@ -103,7 +104,7 @@ class Broker:
     ) -> None:
         self._temporary = None if data else tempfile.TemporaryDirectory(prefix="headrace-broker-")
         self.data = Path(self._temporary.name) if self._temporary else Path(data or "").absolute()
-        self.data.mkdir(parents=True, exist_ok=True)
+        _make_writable(self.data)
         self.port = port
         self.log_file = self.data / "server.log"
         self._settings = dict(settings or {})
@@ -126,7 +127,8 @@ class Broker:
 
         ``port`` 0 takes a free one; ``settings`` are more server.properties; ``long_run`` is for measuring: slow in
         its first half minute, twice as fast from then on; ``notify`` is told about the first, longer start. Raises
-        BrokerError: no java or mvn, port in use, data in use, or Kafka's own reason.
+        BrokerError: no java or mvn, port in use, data in use, or Kafka's own reason; ConfigError: ``data`` is no folder
+        that can be written to.
         """
         if port and not _port_is_free(port):
             raise BrokerError(f"port {port} on {HOST} is in use: stop what listens there or choose another --port")
@@ -272,6 +274,17 @@ class Broker:
             return f"{self.data} is in use by another broker: stop that one or choose another --data"
         lines = [line for line in text.splitlines() if "ERROR" in line or "Exception" in line] or text.splitlines()
         return "\n".join(lines[-8:]) or "it said nothing"
+
+
+def _make_writable(folder: Path) -> None:
+    """Makes the folder where it is missing; ConfigError where that cannot be, or nothing can be written in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        why = "not a folder" if isinstance(error, FileExistsError | NotADirectoryError) else error.strerror
+        raise ConfigError(f"--data {folder}: {why}; name a folder that you may write to, or one to be made") from error
 
 
 def free_port() -> int:

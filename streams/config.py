@@ -12,8 +12,12 @@ from typing import Any
 
 from features.fraud import SETS
 from streams.errors import ConfigError
+from streams.kafka_jars import home_dir
 
 __all__ = ["Settings", "load_settings"]
+
+#: exactly once, nothing is seen before the commit
+_TRANSACTION_INTERVAL_MS = 100
 
 
 def _setting(default: Any, help_text: str, minimum: float | None = None, choices: tuple[str, ...] = ()) -> Any:
@@ -35,7 +39,13 @@ class Settings:
     )
     order: str = _setting("arrival", "order of the terminal stage", choices=("arrival", "event_time"))
     partitions: int = _setting(4, "partitions of topics that a worker creates", 1)
-    commit_interval_ms: int = _setting(1000, "time between commits", 10)
+    delivery: str = _setting(
+        "at_least_once",
+        "exactly_once: outputs and offsets in transactions; at_least_once: the same record may be there twice",
+        choices=("at_least_once", "exactly_once"),
+    )
+    transactional_id: str = _setting("", "exactly_once: this worker's own; empty: one that is kept in HEADRACE_HOME")
+    commit_interval_ms: int = _setting(1000, "time between commits (exactly_once: 100 where it is not set)", 10)
     gather_ms: int = _setting(3, "least time between two batches, to gather records under a trickle", 0)
     batch_records: int = _setting(4096, "records that a stage takes at once", 1)
     max_poll_interval_ms: int = _setting(300_000, "a worker whose stage makes no progress for so long ends", 1000)
@@ -47,6 +57,16 @@ class Settings:
     dedupe_ms: int = _setting(86_400_000, "a transaction_id repeated within this event time is a duplicate", 0)
     dedupe_entries: int = _setting(20_000_000, "transaction ids remembered per partition at most", 1)
     state_mb_max: int = _setting(0, "MB that the windows of one stage may take in each partition; 0: no bound", 0)
+    checkpoints: str = _setting(
+        "",
+        "where states are kept, a directory or an fsspec URL such as s3://bucket/prefix; none: they are replayed from "
+        "the log; empty: in HEADRACE_HOME, for memory:// none",
+    )
+    checkpoint_interval_ms: int = _setting(60_000, "time between two checkpoints of a partition", 100)
+    checkpoints_kept: int = _setting(3, "checkpoints of a partition that are kept", 1)
+    missing_history: str = _setting(
+        "fail", "where records that a state needs are gone: end, or go on without them", choices=("fail", "degrade")
+    )
     log_features: bool = _setting(True, "write the feature vector into each score record")
     log_level: str = _setting("INFO", "DEBUG, INFO, WARNING or ERROR", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
     kafka: Mapping[str, Any] = field(default_factory=dict, metadata={"help": "librdkafka settings, passed through"})
@@ -55,10 +75,22 @@ class Settings:
         """The URL of the log for `streams.log.connect`."""
         return self.bootstrap if "://" in self.bootstrap else f"headrace://{self.bootstrap}"
 
+    def checkpoint_url(self) -> str | None:
+        """Where checkpoints are; None without."""
+        if self.checkpoints:
+            return None if self.checkpoints == "none" else self.checkpoints
+        return None if self.log_url().startswith("memory://") else str(home_dir() / "checkpoints")
+
     def kafka_config(self) -> dict[str, Any]:
         """The librdkafka settings, flat, with the poll interval that the watchdog follows."""
         flat: dict[str, Any] = {"consumer.max.poll.interval.ms": self.max_poll_interval_ms}
         flat.update(_flatten(self.kafka))
+        for key in ("transactional.id", "producer.transactional.id"):
+            if key in flat:
+                raise ConfigError(
+                    f"kafka.{key}: {flat[key]!r} would make every producer transactional; set delivery = "
+                    '"exactly_once", and transactional_id beside it where the worker is to have a name of yours'
+                )
         return flat
 
 
@@ -106,6 +138,8 @@ def load_settings(
             values[spec.name] = text
     values.update({k: v for k, v in (overrides or {}).items() if v is not None})
     known = {spec.name: spec for spec in fields(Settings)}
+    if values.get("delivery") == "exactly_once":
+        values.setdefault("commit_interval_ms", _TRANSACTION_INTERVAL_MS)
     unknown = sorted(set(values) - set(known))
     if unknown:
         raise ConfigError(f"setting {unknown[0]}: not known; known are {', '.join(known)}")

@@ -121,13 +121,16 @@ class Demo:
         broker = self._start_broker(folder)
         opened = self._job(lambda: self._open_log(broker))
         warming = [self._child(f"kernels-{part}", "streams.demo_warm", [part], folder) for part in PARTS]
-        self._steps.start("kernels", "compiled once, kept beside the source")
+        self._steps.start("kernels", "compiled at the first start, kept beside the source")
         config = folder / "headrace.toml"
         history = self._history(plan)
-        self._wait(lambda: all(child.code is not None for child in warming))
+        self._wait(lambda: all(child.code or (child.code == 0 and child.said("compiled")) for child in warming))
         if any(child.code for child in warming):
             raise DemoError("the kernels could not be compiled: see the log below")
-        self._steps.done("kernels", "compiled by numba, kept beside the source")
+        fresh = any(child.said("compiled") != "compiled 0" for child in warming)
+        self._steps.done(
+            "kernels", "compiled by numba, kept beside the source" if fresh else "kept from an earlier start"
+        )
         _write_config(config, plan, folder / "models", "")
         self._train(plan, history, load_settings(config, {}), folder / "models")
         self._log = self._await_log(opened)
@@ -382,6 +385,7 @@ class Demo:
 def _write_config(path: Path, plan: Plan, models: Path, bootstrap: str) -> None:
     """The worker's headrace.toml."""
     settings = {
+        "checkpoints": str(path.with_name("checkpoints")) if bootstrap.startswith("headrace://") else "none",
         "bootstrap": bootstrap.removeprefix("headrace://") or "memory://demo",
         "models": str(models),
         "allowed_lateness_ms": plan.allowed_lateness_ms,

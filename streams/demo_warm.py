@@ -8,18 +8,37 @@ one has compiled the other finds.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from streams.pipelines.fraud_stages import StageSettings
 
-__all__ = ["PARTS", "main"]
+__all__ = ["PARTS", "compilations", "main"]
 
 PARTS = ("windows", "model")
 
 
+@contextmanager
+def compilations() -> Iterator[Callable[[], int]]:
+    """Yields how many kernels numba has compiled inside: those it finds compiled do not count."""
+    from numba.core import event
+
+    recorder = event.RecordingListener()
+    with event.install_listener("numba:compile", recorder):
+        yield lambda: sum(happened.is_start for _, happened in recorder.buffer)
+
+
 def main() -> int:
-    """Compiles everything, beginning with the part that the command line names."""
+    """Compiles everything, beginning with the part that the command line names; prints ``compiled N``."""
+    with compilations() as count:
+        _warm()
+        print(f"compiled {count()}", flush=True)
+    return 0
+
+
+def _warm() -> None:
     from streams.config import Settings
     from streams.fraud_worker import make_pipeline, stage_settings
     from streams.pipelines.fraud_stages import TerminalStage, empty_rows
@@ -32,7 +51,6 @@ def main() -> int:
         _warm_model()
         _warm_rows(stages)
     make_pipeline(settings).warm()
-    return 0
 
 
 def _warm_model() -> None:

@@ -9,12 +9,16 @@ from features.fraud import DEFAULT, SETS, set_of
 from models.package import read_manifest
 from models.registry import Registry
 from models.slot import ModelSlot
+from streams.checkpoint_store import CheckpointStore
+from streams.checkpoints import CheckpointSettings
 from streams.config import Settings
 from streams.log import connect
 from streams.pipelines.fraud import FraudPipeline
 from streams.pipelines.fraud_stages import StageSettings
 from streams.reader import ReaderSettings
+from streams.store import open_store
 from streams.worker import Worker
+from streams.worker_name import claim_name
 
 __all__ = ["feature_set", "make_pipeline", "make_worker", "stage_settings"]
 
@@ -68,4 +72,20 @@ def make_worker(settings: Settings, on_ready: Callable[[], None] = lambda: None)
         stall_s=settings.max_poll_interval_ms / 1000,
     )
     log = connect(settings.log_url(), settings.kafka_config())
-    return Worker(log, pipeline, settings.group, settings=reader, on_ready=on_ready), pipeline
+    name = None
+    if settings.delivery == "exactly_once":
+        name = settings.transactional_id or claim_name(log.url, settings.group)
+    url = settings.checkpoint_url()
+    worker = Worker(
+        log,
+        pipeline,
+        settings.group,
+        settings=reader,
+        checkpoints=None if url is None else CheckpointStore(open_store(url), settings.group),
+        checkpoint_settings=CheckpointSettings(
+            settings.checkpoint_interval_ms / 1000, settings.checkpoints_kept, settings.missing_history == "degrade"
+        ),
+        transactional_id=name,
+        on_ready=on_ready,
+    )
+    return worker, pipeline

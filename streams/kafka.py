@@ -15,7 +15,7 @@ from confluent_kafka.cimpl import NewTopic
 from streams.errors import FatalError
 from streams.kafka_connection import BrokerWatch, client_settings, config_error, retry
 from streams.kafka_consumer import KafkaConsumer
-from streams.kafka_producer import KafkaProducer
+from streams.kafka_producer import KafkaProducer, KafkaTransactionalProducer
 from streams.log import TopicInfo
 
 __all__ = ["KafkaLog"]
@@ -122,6 +122,11 @@ class KafkaLog:
 
     def producer(self, *, config: Mapping[str, Any] | None = None) -> KafkaProducer:
         return KafkaProducer(self._watch, {**self._config, **(config or {})})
+
+    def transactional_producer(
+        self, transactional_id: str, *, config: Mapping[str, Any] | None = None
+    ) -> KafkaTransactionalProducer:
+        return KafkaTransactionalProducer(self._watch, {**self._config, **(config or {})}, transactional_id)
 
     def admin(self) -> KafkaAdmin:
         return KafkaAdmin(self._watch, self._config)

@@ -12,7 +12,7 @@ from confluent_kafka import OFFSET_STORED, Consumer, KafkaError, KafkaException,
 
 from streams.errors import FatalError
 from streams.kafka_connection import BrokerWatch, Contact, client_settings, config_error, retry
-from streams.log import TP, CommitFailed, Headers, LogUnavailable, RebalanceListener, RecordBatch
+from streams.log import TP, CommitFailed, Headers, LogUnavailable, Membership, RebalanceListener, RecordBatch
 
 __all__ = ["KafkaConsumer"]
 
@@ -39,6 +39,8 @@ _CONSUMER_DEFAULTS: dict[str, Any] = {
     # a commit inside a rebalance callback may wait this long for a coordinator that went away
     "socket.timeout.ms": 10_000,
 }
+#: a partition that was just assigned cannot be positioned before reading has begun
+_NOT_YET = {KafkaError._STATE, KafkaError._PREV_IN_PROGRESS, KafkaError._OUTDATED}
 _MOVED_ON = {
     KafkaError.ILLEGAL_GENERATION,
     KafkaError.UNKNOWN_MEMBER_ID,
@@ -217,6 +219,9 @@ class KafkaConsumer:
                 self._watch.seen()
             done(failure)
 
+    def membership(self) -> Membership:
+        return self._consumer.consumer_group_metadata()
+
     def position(self, tp: TP) -> int | None:
         [part] = self._consumer.position([TopicPartition(tp.topic, tp.partition)])
         # before its first record librdkafka knows no position: then it is where reading begins
@@ -244,7 +249,12 @@ class KafkaConsumer:
         self._consumer.resume([TopicPartition(tp.topic, tp.partition) for tp in partitions])
 
     def seek(self, tp: TP, offset: int) -> None:
-        self._consumer.seek(TopicPartition(tp.topic, tp.partition, offset))
+        try:
+            self._consumer.seek(TopicPartition(tp.topic, tp.partition, offset))
+        except KafkaException as exc:
+            if exc.args[0].code() in _NOT_YET:
+                raise LogUnavailable(f"{tp.topic}/{tp.partition} is not read from yet") from exc
+            raise
         self._starts[tp] = offset
 
     def close(self) -> None:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import logging
+import queue
+import threading
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from itertools import repeat
 from typing import Any
 
-from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
 
-from streams.kafka_connection import BrokerWatch, client_settings, config_error
-from streams.log import DeliveryFailed, OutBatch
+from streams.errors import FatalError
+from streams.kafka_connection import BrokerWatch, Contact, client_settings, config_error, retry
+from streams.log import TP, CommitFailed, DeliveryFailed, LogUnavailable, Membership, MustAbort, OutBatch
 
-__all__ = ["MAX_MESSAGE_BYTES", "KafkaProducer"]
+__all__ = ["MAX_MESSAGE_BYTES", "KafkaProducer", "KafkaTransactionalProducer"]
 
 logger = logging.getLogger("headrace.kafka")
 
@@ -33,18 +38,44 @@ _PRODUCER_DEFAULTS: dict[str, Any] = {
     "queue.buffering.max.kbytes": 131_072,
     "delivery.report.only.error": True,
 }
+#: What a transaction changes: a record that cannot be delivered aborts it, which is no reason to end the worker.
+_TRANSACTION_DEFAULTS: dict[str, Any] = {
+    **_PRODUCER_DEFAULTS,
+    "enable.gapless.guarantee": False,
+    # Ours are open for milliseconds. What a worker leaves open that is killed meanwhile and does not come back holds
+    # the readers of its outputs and the next owner of its partitions for so long.
+    "transaction.timeout.ms": 15_000,
+    "message.timeout.ms": 15_000,
+}
+_CALL_S = 5.0
+_FENCED = {KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH}
+#: The group does not know this member, or not in this generation.
+_MOVED_ON = {
+    KafkaError.ILLEGAL_GENERATION,
+    KafkaError.UNKNOWN_MEMBER_ID,
+    KafkaError.REBALANCE_IN_PROGRESS,
+    KafkaError.FENCED_INSTANCE_ID,
+}
 
 
 class KafkaProducer:
     """Idempotent, acks=all, murmur2 partitioner; librdkafka's own threads send."""
 
-    def __init__(self, watch: BrokerWatch, config: Mapping[str, Any]) -> None:
+    def __init__(
+        self, watch: BrokerWatch, config: Mapping[str, Any], defaults: Mapping[str, Any] = _PRODUCER_DEFAULTS
+    ) -> None:
         self._watch = watch
         self._failure: str | None = None
-        settings = client_settings(config, _PRODUCER_DEFAULTS, "producer", watch)
+        settings = client_settings(config, defaults, "producer", watch)
+        self._contact = Contact(watch)
         settings["on_delivery"] = self._on_delivery
+        settings["error_cb"] = self._contact.on_error
+        self._settings = settings
+        self._producer = self._connected()
+
+    def _connected(self) -> Producer:
         try:
-            self._producer = Producer(settings, logger=logger)
+            return Producer(self._settings, logger=logger)
         except (KafkaException, ValueError) as exc:
             raise config_error(exc, "producer") from exc
 
@@ -68,11 +99,11 @@ class KafkaProducer:
             ):
                 produce(topic, value, key, partition, None, None, 0, of_row)
                 sent += 1
+            self._producer.poll(0)
         except BufferError:
             return sent
         except KafkaException as exc:
             raise DeliveryFailed(f"{topic}: {exc.args[0].str()}") from exc
-        self._producer.poll(0)
         return sent
 
     def poll(self, timeout_s: float) -> None:
@@ -86,8 +117,155 @@ class KafkaProducer:
             raise DeliveryFailed(failure)
         if waiting and not remaining:
             self._watch.seen()
+        if remaining and self._contact.is_stuck(lambda: self._producer.list_topics(timeout=1.0)):
+            raise FatalError(
+                "producer-lost-broker",
+                f"this producer has lost broker {self._watch.bootstrap}, which others reach (librdkafka's issue 5301), "
+                f"with {remaining} records to send. Nothing after the last commit counts; a restarted worker sends it.",
+            )
         return remaining
 
     def close(self) -> None:
-        self._producer.flush(5.0)
+        self._producer.flush(_CALL_S)
         self._producer.close()
+
+
+class KafkaTransactionalProducer(KafkaProducer):
+    """A producer that is fenced by its transactional id and by the generation of a group.
+
+    librdkafka's transactions do not always survive a broker that goes away: to add offsets once more after a transport
+    failure can wait for ever (its issues 5456 and 5511), and to abort then can end in a fatal error. As long as the
+    commit itself was not asked for, nothing can have been committed: `abort` then begins anew with another client,
+    which ends the transaction of the one before.
+    """
+
+    def __init__(self, watch: BrokerWatch, config: Mapping[str, Any], transactional_id: str) -> None:
+        super().__init__(watch, config, {**_TRANSACTION_DEFAULTS, "transactional.id": transactional_id})
+        self._id = transactional_id
+        self._timeout_s = float(self._settings["transaction.timeout.ms"]) / 1000
+        #: when the open transaction began; None = there is none
+        self._began: float | None = None
+        #: whether its commit was asked for: from then on only the broker knows its outcome
+        self._committing = False
+        #: whether this client can do nothing more
+        self._broken = False
+
+    def init(self) -> None:
+        retry(
+            lambda: self._producer.init_transactions(_CALL_S),
+            f"begin as transactional id {self._id}",
+            self._watch,
+            hear=lambda: self._producer.poll(0),
+        )
+
+    def begin(self) -> None:
+        self._committing = False
+        self._failure = None
+        try:
+            self._producer.begin_transaction()
+        except KafkaException as exc:
+            raise self._meaning(exc.args[0]) from exc
+        finally:
+            self._began = time.monotonic()
+
+    def send(self, batch: OutBatch, start: int = 0) -> int:
+        try:
+            return super().send(batch, start)
+        except DeliveryFailed as exc:
+            cause: Any = exc.__cause__
+            error: KafkaError = cause.args[0]
+            if error.code() == KafkaError._STATE:  # the transaction has failed before
+                raise MustAbort(error.str()) from exc
+            raise self._meaning(error) from exc
+
+    def poll(self, timeout_s: float) -> None:
+        try:
+            super().poll(timeout_s)
+        except KafkaException as exc:
+            raise self._meaning(exc.args[0]) from exc
+
+    def commit(self, offsets: Mapping[TP, int], membership: Membership, timeout_s: float) -> None:
+        try:
+            if offsets and not self._committing:
+                parts = [TopicPartition(tp.topic, tp.partition, offset) for tp, offset in offsets.items()]
+                self._add_offsets(parts, membership, timeout_s)
+            self._committing = True
+            self._producer.commit_transaction(timeout_s)
+        except KafkaException as exc:
+            meaning = self._meaning(exc.args[0])
+            if isinstance(meaning, LogUnavailable) and not self._committing:
+                self._broken = True
+                raise MustAbort(str(meaning)) from exc
+            raise meaning from exc
+        self._began = None
+        self._watch.seen()
+
+    def _add_offsets(self, parts: list[TopicPartition], membership: Membership, timeout_s: float) -> None:
+        """On a thread of its own, which is left behind where librdkafka waits for ever in spite of the time-out."""
+        producer = self._producer
+        ended: queue.SimpleQueue[KafkaException | None] = queue.SimpleQueue()
+
+        def add() -> None:
+            try:
+                producer.send_offsets_to_transaction(parts, membership, timeout_s)
+                ended.put(None)
+            except KafkaException as exc:
+                ended.put(exc)
+
+        threading.Thread(target=add, name="headrace-offsets", daemon=True).start()
+        try:
+            failure = ended.get(timeout=self._timeout_s)
+        except queue.Empty:
+            self._broken = True
+            raise MustAbort(f"no broker took the offsets within {self._timeout_s:g} s") from None
+        if failure is not None:
+            raise failure
+
+    def abort(self, timeout_s: float) -> None:
+        self._committing = False
+        if not self._broken:
+            try:
+                self._producer.abort_transaction(timeout_s)
+            except KafkaException as exc:
+                meaning = self._meaning(exc.args[0])
+                if not self._broken:
+                    raise meaning from exc
+        if self._broken:
+            logger.warning("transactional id %s: begins anew with another client", self._id)
+            # on a thread of its own: it may wait for ever
+            threading.Thread(target=_close, args=(self._producer,), name="headrace-lost-producer", daemon=True).start()
+            self._producer = self._connected()
+            self.init()
+            self._broken = False
+        self._began = None
+
+    def close(self) -> None:
+        if self._began is not None and not self._broken:
+            with suppress(KafkaException):  # fenced, or the broker is away: it ends the transaction in time
+                self._producer.abort_transaction(_CALL_S)
+        _close(self._producer)
+
+    def _meaning(self, error: KafkaError) -> Exception:
+        """What an error inside a transaction asks for: the end, an abort, or another try."""
+        if error.fatal() or error.code() in _FENCED:
+            too_long = self._began is not None and time.monotonic() - self._began > self._timeout_s
+            if not self._committing and (too_long or error.code() not in _FENCED):
+                self._broken = True
+                return MustAbort(error.str())
+            return FatalError(
+                "transaction-fenced",
+                f"transactional id {self._id}: {error.str()}. Another worker has this transactional id, or the broker "
+                "ended a transaction that was open for longer than producer.transaction.timeout.ms. Nothing after the "
+                "last commit counts; a restarted worker goes on there. Give every worker a transactional_id of its "
+                "own.",
+            )
+        if error.txn_requires_abort():
+            return CommitFailed(error.str()) if error.code() in _MOVED_ON else MustAbort(error.str())
+        if error.retriable():
+            return LogUnavailable(error.str())
+        return FatalError("transaction-failed", f"transactional id {self._id}: {error.str()} ({error.name()})")
+
+
+def _close(producer: Producer) -> None:
+    with suppress(KafkaException):  # it was fenced
+        producer.close()

@@ -282,8 +282,8 @@ def phase_list(phases: Sequence[Phase], ascii_only: bool = False) -> RenderableT
     grid.add_column(width=2, justify="right")
     grid.add_column(no_wrap=True)
     grid.add_column(justify="right", no_wrap=True)
-    # a long detail is cut, never the columns before it
-    grid.add_column(style=_DIM, overflow="crop" if ascii_only else "ellipsis", no_wrap=True, ratio=1)
+    # a long detail goes on in the next line; nothing of it is cut
+    grid.add_column(style=_DIM, overflow="fold", ratio=1)
     for phase in phases:
         sign, style = _sign(phase, ascii_only)
         seconds = "" if phase.state == "waiting" else f"{phase.seconds:.1f} s"
@@ -298,7 +298,7 @@ def summary(snapshot: DemoSnapshot, *, ascii_only: bool = False) -> RenderableTy
     sign = ("ok" if ascii_only else "✓") if right else ("NOT EQUAL" if ascii_only else "✗")
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style=_DIM, no_wrap=True)
-    grid.add_column()
+    grid.add_column(overflow="fold")
     grid.add_row("log", _text(snapshot.backend, ascii_only))
     grid.add_row("model", _text(snapshot.model or "none", ascii_only))
     p50, p99 = _milliseconds(snapshot.latency_ms_p50), _milliseconds(snapshot.latency_ms_p99)

@@ -19,14 +19,19 @@ __all__ = [
     "LogConsumer",
     "LogProducer",
     "LogUnavailable",
+    "Membership",
+    "MustAbort",
     "OutBatch",
     "RebalanceListener",
     "RecordBatch",
     "TopicInfo",
+    "TransactionalProducer",
     "connect",
 ]
 
 Headers = list[tuple[str, bytes]]
+#: who a consumer is in its group, and since which generation: opaque, from `LogConsumer.membership`
+Membership = Any
 
 
 class TP(NamedTuple):
@@ -147,10 +152,14 @@ class LogConsumer(Protocol):
         a later `poll`. One such commit at a time.
         """
 
+    def membership(self) -> Membership:
+        """What fences the offsets of a transaction. Asked inside a rebalance callback, where it is of the generation
+        that the callback tells of: at other times the group may have thrown this member out without its knowing."""
+
     def position(self, tp: TP) -> int | None: ...
 
     def offset_range(self, tp: TP, timeout_s: float = 5.0) -> tuple[int, int]:
-        """(earliest, end) of the partition in the log."""
+        """(earliest, end) of the partition in the log; the end is before the first record of an open transaction."""
 
     def at_end(self, tp: TP) -> bool:
         """Whether everything that is known to be in the partition was read; asks nobody."""
@@ -159,7 +168,8 @@ class LogConsumer(Protocol):
 
     def resume(self, partitions: Sequence[TP]) -> None: ...
 
-    def seek(self, tp: TP, offset: int) -> None: ...
+    def seek(self, tp: TP, offset: int) -> None:
+        """Goes on reading there, paused or not. `LogUnavailable` where reading of a new partition has not begun."""
 
     def close(self) -> None:
         """Gives its partitions up and leaves the group. To be called always: a Kafka consumer that is only forgotten
@@ -179,6 +189,31 @@ class LogProducer(Protocol):
         """Waits for delivery; returns how many records are still undelivered. Raises `DeliveryFailed`."""
 
     def close(self) -> None: ...
+
+
+class TransactionalProducer(LogProducer, Protocol):
+    """A producer whose records, together with a group's offsets, are seen by all or by nobody.
+
+    `send`, `commit` and `abort` raise `MustAbort` when this transaction cannot be committed any more, and FatalError
+    ``transaction-fenced`` when another producer has this transactional id, or the log has ended a transaction that was
+    open for too long: nothing can be done with this producer then.
+    """
+
+    def init(self) -> None:
+        """Once, before all else: fences other producers with this id and ends what they have left open, so that the
+        offsets in it can be read. Waits for the log."""
+
+    def begin(self) -> None: ...
+
+    def commit(self, offsets: Mapping[TP, int], membership: Membership, timeout_s: float) -> None:
+        """All sent since `begin` and these offsets count from now on.
+
+        Raises `CommitFailed` when the group has moved on: abort, these partitions may be somebody else's;
+        `LogUnavailable` when it takes longer: call again with the same.
+        """
+
+    def abort(self, timeout_s: float) -> None:
+        """Nothing since `begin` counts. `LogUnavailable`: it takes longer, call again."""
 
 
 class LogAdmin(Protocol):
@@ -203,6 +238,10 @@ class Log(Protocol):
 
     def producer(self, *, config: Mapping[str, Any] | None = None) -> LogProducer: ...
 
+    def transactional_producer(
+        self, transactional_id: str, *, config: Mapping[str, Any] | None = None
+    ) -> TransactionalProducer: ...
+
     def admin(self) -> LogAdmin: ...
 
 
@@ -212,6 +251,10 @@ class CommitFailed(Exception):
 
 class LogUnavailable(Exception):
     """The log cannot be asked now; it may be again later."""
+
+
+class MustAbort(Exception):
+    """This transaction cannot be committed: abort it and send again."""
 
 
 class DeliveryFailed(Exception):

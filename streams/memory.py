@@ -12,21 +12,28 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from streams.errors import ConfigError, FatalError
-from streams.log import TP, CommitFailed, Headers, OutBatch, RebalanceListener, RecordBatch, TopicInfo
+from streams.log import TP, CommitFailed, OutBatch, RebalanceListener, RecordBatch, TopicInfo
+from streams.memory_producer import MemoryProducer, MemoryTransactionalProducer, Partition, Row
 from streams.partitioner import partition_of_key
 
 __all__ = ["MemoryLog"]
 
-_Row = tuple[int, bytes | None, bytes | None, Headers]
+
+class _Membership(NamedTuple):
+    """A member of a group, in one generation."""
+
+    group: str
+    member_id: int
+    generation: int
 
 
 @dataclass(slots=True)
 class _Topic:
     topic_id: str
-    partitions: list[list[_Row]]
+    partitions: list[Partition]
 
 
 @dataclass(slots=True)
@@ -34,7 +41,6 @@ class _Member:
     topics: tuple[str, ...]
     last_poll: float
     session_timeout_s: float
-    owned: set[TP] = field(default_factory=set)
     #: the last target it was told of, so that a member learns of an empty assignment too
     told: int = -1
 
@@ -61,6 +67,8 @@ class MemoryLog:
         self._groups: dict[str, _Group] = {}
         self._ids = itertools.count(1)
         self._round_robin = itertools.count()
+        #: by transactional id, the producer that has it now
+        self.transactional: dict[str, MemoryTransactionalProducer] = {}
 
     @classmethod
     def named(cls, name: str) -> MemoryLog:
@@ -73,18 +81,26 @@ class MemoryLog:
     def producer(self, *, config: Mapping[str, Any] | None = None) -> MemoryProducer:
         return MemoryProducer(self)
 
+    def transactional_producer(
+        self, transactional_id: str, *, config: Mapping[str, Any] | None = None
+    ) -> MemoryTransactionalProducer:
+        timeout_ms = (config or {}).get("producer.transaction.timeout.ms", 15_000)
+        return MemoryTransactionalProducer(self, transactional_id, float(timeout_ms) / 1000)
+
     def admin(self) -> MemoryAdmin:
         return MemoryAdmin(self)
 
     # -- the rest is called with self.changed held --
 
-    def partitions(self, topic: str) -> list[list[_Row]]:
+    def partitions(self, topic: str) -> list[Partition]:
         found = self._topics.get(topic)
         if found is None:
             raise FatalError("unknown-topic", f"topic {topic} is not there; create it with `headrace topics create`")
         return found.partitions
 
-    def append(self, batch: OutBatch, now_ms: int) -> None:
+    def append(self, batch: OutBatch, now_ms: int) -> list[tuple[Partition, int]]:
+        """Appends the records; returns where each is: its partition and offset there."""
+        places = []
         partitions = self.partitions(batch.topic)
         n = len(partitions)
         for i, value in enumerate(batch.values):
@@ -97,15 +113,28 @@ class MemoryLog:
                 partition = next(self._round_robin) % n
             else:
                 partition = partition_of_key(key, n)
-            partitions[partition].append((now_ms, key, value, batch.headers_of(i)))
+            rows = partitions[partition].rows
+            places.append((partitions[partition], len(rows)))
+            rows.append((now_ms, key, value, batch.headers_of(i)))
         self.changed.notify_all()
+        return places
+
+    def commit_offsets(self, offsets: Mapping[TP, int], membership: Any) -> None:
+        """Commits a transaction's offsets if the member is still in its group, in the same generation."""
+        group = self.group(membership.group)
+        if membership.member_id not in group.members or membership.generation != group.generation:
+            raise CommitFailed(f"{membership} is not in generation {group.generation} of the group")
+        group.committed.update(offsets)
 
     def group(self, name: str) -> _Group:
         return self._groups.setdefault(name, _Group())
 
     def expire(self, group: _Group) -> None:
-        """Throws out members that have not polled within their session time-out."""
+        """Throws out members that have not polled within their session time-out, and ends transactions that are open
+        for too long."""
         now = self.clock()
+        for producer in list(self.transactional.values()):
+            producer.expire(now)
         gone = [i for i, m in group.members.items() if now - m.last_poll > m.session_timeout_s]
         for member_id in gone:
             self.remove(group, member_id)
@@ -141,7 +170,7 @@ class MemoryLog:
     def add_topic(self, info: TopicInfo) -> bool:
         if info.name in self._topics:
             return False
-        self._topics[info.name] = _Topic(uuid.uuid4().hex, [[] for _ in range(info.partitions)])
+        self._topics[info.name] = _Topic(uuid.uuid4().hex, [Partition() for _ in range(info.partitions)])
         for group in self._groups.values():
             self.rebalance(group)
         return True
@@ -174,6 +203,8 @@ class MemoryConsumer:
         self._topics: tuple[str, ...] = ()
         self._position: dict[TP, int] = {}
         self._paused: set[TP] = set()
+        #: of the group, as this member has last learned it
+        self._generation = 0
         self._turn = 0
         self._closed = False
 
@@ -223,6 +254,8 @@ class MemoryConsumer:
         with self._log.changed:
             group = self._log.group(self._group_name)
             mine = {tp for tp, member in group.target.items() if member == self._member_id}
+            if self._member_id in group.members:
+                self._generation = group.generation
             surplus = sorted(set(self._position) - mine)
         if surplus:
             listener.on_revoke(surplus)
@@ -241,8 +274,9 @@ class MemoryConsumer:
             fresh = sorted(tp for tp in mine - set(self._position) if tp not in group.owner)
             for tp in fresh:
                 group.owner[tp] = self._member_id
-            news = bool(fresh) or (member.told != group.generation and not mine)
-            member.told = group.generation
+            # as librdkafka does: each generation is told of, also where nothing is new
+            news = bool(fresh) or member.told != group.generation
+            member.told = self._generation = group.generation
         if news:
             starts = listener.on_assign(fresh)
             for tp in fresh:
@@ -261,17 +295,16 @@ class MemoryConsumer:
         left = max_records
         for k in range(len(order)):
             tp = order[(self._turn + k) % len(order)]
-            rows = self._log.partitions(tp.topic)[tp.partition]
-            start = self._position[tp]
-            if start > len(rows):
-                raise FatalError(
-                    "offset-out-of-range", f"{tp}: offset {start}, end {len(rows)}. Was the topic made again?"
-                )
-            taken = rows[start : start + left]
-            if taken:
-                batches.append(_batch(tp, start, taken))
-                self._position[tp] = start + len(taken)
-                left -= len(taken)
+            partition = self._log.partitions(tp.topic)[tp.partition]
+            start, end = self._position[tp], len(partition.rows)
+            if start > end:
+                raise FatalError("offset-out-of-range", f"{tp}: offset {start}, end {end}. Was the topic made again?")
+            stop = min(start + left, partition.stable_end)
+            offsets = [o for o in range(start, stop) if partition.rows[o] is not None]
+            if offsets:
+                batches.append(_batch(tp, offsets, [row for row in partition.rows[start:stop] if row is not None]))
+                left -= len(offsets)
+            self._position[tp] = max(start, stop)
             if left <= 0:
                 break
         return batches
@@ -296,16 +329,19 @@ class MemoryConsumer:
         elif error is not None:
             raise error
 
+    def membership(self) -> _Membership:
+        return _Membership(self._group_name, self._member_id, self._generation)
+
     def position(self, tp: TP) -> int | None:
         return self._position.get(tp)
 
     def offset_range(self, tp: TP, timeout_s: float = 5.0) -> tuple[int, int]:
         with self._log.changed:
-            return 0, len(self._log.partitions(tp.topic)[tp.partition])
+            return 0, self._log.partitions(tp.topic)[tp.partition].stable_end
 
     def at_end(self, tp: TP) -> bool:
         with self._log.changed:
-            return self._position.get(tp, 0) >= len(self._log.partitions(tp.topic)[tp.partition])
+            return self._position.get(tp, 0) >= len(self._log.partitions(tp.topic)[tp.partition].rows)
 
     def pause(self, partitions: Sequence[TP]) -> None:
         self._paused.update(partitions)
@@ -328,46 +364,16 @@ class MemoryConsumer:
             self._log.remove(self._log.group(self._group_name), self._member_id)
 
 
-def _batch(tp: TP, start: int, rows: list[_Row]) -> RecordBatch:
+def _batch(tp: TP, offsets: list[int], rows: list[Row]) -> RecordBatch:
     return RecordBatch(
         tp=tp,
-        offsets=list(range(start, start + len(rows))),
+        offsets=offsets,
         timestamps=[r[0] for r in rows],
         keys=[r[1] for r in rows],
         values=[r[2] for r in rows],
         headers=lambda i: list(rows[i][3]),
-        next_offset=start + len(rows),
+        next_offset=offsets[-1] + 1,
     )
-
-
-class MemoryProducer:
-    """Appends at once; nothing is ever in flight."""
-
-    def __init__(self, log: MemoryLog) -> None:
-        self._log = log
-
-    def send(self, batch: OutBatch, start: int = 0) -> int:
-        rest = batch
-        if start:
-            rest = OutBatch(
-                batch.topic,
-                batch.values[start:],
-                None if batch.keys is None else batch.keys[start:],
-                batch.partition,
-                None if batch.headers is None else batch.headers[start:],
-            )
-        with self._log.changed:
-            self._log.append(rest, time.time_ns() // 1_000_000)
-        return len(batch)
-
-    def poll(self, timeout_s: float) -> None:
-        """Nothing to do: sending is immediate."""
-
-    def flush(self, timeout_s: float) -> int:
-        return 0
-
-    def close(self) -> None:
-        """Nothing to do: sending is immediate."""
 
 
 class MemoryAdmin:

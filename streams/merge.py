@@ -7,14 +7,18 @@ senders' watermarks and idle marks say so, and they are in the log too (rule 5 o
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
+from features.arrays import Arrays, of_texts, prefixed, texts_of, under
 from features.block import BoolArray, IntArray
+from features.engine import StateError
+from streams.row_arrays import rows_from_arrays, rows_to_arrays
 from streams.rows import Rows
 from streams.shuffle import Shuffled
 
@@ -52,9 +56,15 @@ class Order(Protocol):
     def waits_for(self) -> list[tuple[str, int]]:
         """The sources (topic, partition) that hold up what waits."""
 
+    def to_arrays(self) -> Arrays:
+        """What must be known to go on from here; equal for equal messages. After `due`, before the next `push`."""
+
+    def restore(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Goes on from where the order of the same kind was that gave these arrays. StateError: it cannot."""
+
 
 class ArrivalOrder:
-    """The log's own order: everything is due at once."""
+    """The log's own order: everything is due at once, so that nothing is left to be remembered."""
 
     waiting = forced = 0
 
@@ -63,6 +73,13 @@ class ArrivalOrder:
 
     def waits_for(self) -> list[tuple[str, int]]:
         return []
+
+    def to_arrays(self) -> Arrays:
+        _check_all_taken(self._parts)
+        return {}
+
+    def restore(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Nothing to restore."""
 
     def push(self, message: Shuffled) -> None:
         if len(message.rows):
@@ -76,6 +93,11 @@ class ArrivalOrder:
             return Merged(_joined(rows), None, np.zeros(sum(map(len, rows)), np.bool_))
         kinds = np.repeat([is_label for is_label, _ in parts], [len(part) for _, part in parts])
         return Merged(_joined(rows), _joined(labels), kinds)
+
+
+def _check_all_taken(parts: Sequence[Any]) -> None:
+    if parts:
+        raise StateError(f"{len(parts)} messages were pushed since due() was called; take what is due first")
 
 
 def _joined(parts: list[Rows]) -> Rows | None:
@@ -125,12 +147,9 @@ class EventTimeOrder:
 
     def push(self, message: Shuffled) -> None:
         source = self._sources.setdefault((message.source.topic, message.source.partition), _Source())
-        is_label = message.kind == "labels"
         if len(message.rows):
-            times = message.rows.integers("label_time" if is_label else "event_time")
+            times = self._keep(message.kind == "labels", message.rows)
             self.late += int(np.count_nonzero(times <= self._released_ms))
-            heappush(self._waiting, _Wait(int(times.min()), next(self._arrivals), is_label, message.rows, times))
-            self._count += len(times)
             source.idle = False
         overtaken = message.next_offset < source.next_offset
         source.next_offset = max(source.next_offset, message.next_offset)
@@ -162,6 +181,52 @@ class EventTimeOrder:
             for name, source in self._sources.items()
             if not source.idle and (source.watermark_ms is None or source.watermark_ms < oldest_ms)
         ]
+
+    def to_arrays(self) -> Arrays:
+        """``topics`` (s,), ``sources`` (s, 4) int64 by topic and partition: partition, next offset, idle, whether there
+        is a watermark; ``watermarks_ms`` (s,), 0 where there is none. ``counts`` (3,) int64: newest time released,
+        forced, late. ``waiting/``: the rows that wait, see `streams.row_arrays`, in order of arrival, and
+        ``waiting/are_labels`` for each part.
+        """
+        _check_all_taken(self._parts)
+        sources = sorted(self._sources.items())
+        waiting = sorted(self._waiting, key=lambda wait: wait.arrival)
+        told = [(p, s.next_offset, s.idle, s.watermark_ms is not None) for (_, p), s in sources]
+        return {
+            "topics": of_texts(topic for (topic, _), _ in sources),
+            "sources": np.array(told, np.int64).reshape(-1, 4),
+            "watermarks_ms": np.array([s.watermark_ms or 0 for _, s in sources], np.int64),
+            "counts": np.array([self._released_ms, self.forced, self.late], np.int64),
+            "waiting/are_labels": np.array([wait.is_label for wait in waiting], np.bool_),
+            **prefixed("waiting/", rows_to_arrays([wait.rows for wait in waiting])),
+        }
+
+    def restore(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        topics, told, marks = texts_of(arrays["topics"]), arrays["sources"].tolist(), arrays["watermarks_ms"].tolist()
+        sources = {
+            (topic, partition): _Source(mark if marked else None, bool(idle), next_offset)
+            for topic, (partition, next_offset, idle, marked), mark in zip(topics, told, marks, strict=True)
+        }
+        if unknown := self._sources.keys() - sources.keys():
+            names = ", ".join(f"{topic}/{partition}" for topic, partition in sorted(unknown))
+            raise StateError(
+                f"the saved order knows nothing of {names}: partitions were added; rebuild it by replaying the log"
+            )
+        self._sources.update(sources)
+        self._released_ms, self.forced, self.late = arrays["counts"].tolist()
+        self._waiting = []
+        self._count = 0
+        self._arrivals = itertools.count()
+        parts = rows_from_arrays(under("waiting/", arrays))
+        for is_label, rows in zip(arrays["waiting/are_labels"].tolist(), parts, strict=True):
+            self._keep(is_label, rows)
+
+    def _keep(self, is_label: bool, rows: Rows) -> IntArray:
+        """Rows, at least one, begin to wait; returns their times."""
+        times = rows.integers("label_time" if is_label else "event_time")
+        heappush(self._waiting, _Wait(int(times.min()), next(self._arrivals), is_label, rows, times))
+        self._count += len(times)
+        return times
 
     def _bound(self) -> int:
         """Times up to here are complete: no source has anything at or before it still to send."""

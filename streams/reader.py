@@ -1,9 +1,7 @@
 """The consumer thread: polls the log, hands batches to the stages, commits, and answers rebalances.
 
 One thread owns the consumer (librdkafka runs its callbacks inside poll). The stages run elsewhere, on the
-event loop; the two meet in `begin` and `done`, under one condition variable.
-
-Offsets are committed by `_commit`, and only there; its docstring is the protocol.
+event loop; the two meet in `streams.assignment`. Offsets are committed by `streams.commit`, and only there.
 """
 
 from __future__ import annotations
@@ -11,21 +9,26 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Protocol
 
+from streams.assignment import Assignment
+from streams.commit import Committer
 from streams.errors import FatalError, HeadraceError
-from streams.log import TP, CommitFailed, DeliveryFailed, LogConsumer, LogUnavailable, RecordBatch
+from streams.log import TP, LogConsumer, LogUnavailable, RecordBatch, TransactionalProducer
+from streams.recovery import Assigned, Loader, Progress
 
-__all__ = ["BlockReader", "ReaderHost", "ReaderSettings", "split_batch"]
+__all__ = ["BlockReader", "ReaderHost", "ReaderSettings"]
 
 logger = logging.getLogger("headrace.reader")
 
 _ENDS_INTERVAL_S = 0.1
-#: a commit whose outcome nobody tells for so long is sent again
-_COMMIT_LOST_S = 30.0
+#: how long a poll may wait while a state is being loaded
+_LOADING_POLL_S = 0.005
+#: a poll waits no less than this, also when a commit is due that waits for the one before
+_POLL_MIN_S, _POLL_MAX_S = 0.005, 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,9 @@ class ReaderSettings:
     """Bounds of the consumer thread."""
 
     commit_interval_s: float = 1.0
+    #: exactly once: bytes of outputs that are kept until their transaction is committed; at so many it comes early,
+    #: and the stages wait for it
+    kept_bytes: int = 32 * 1024 * 1024
     #: records and bytes of one batch: what a stage does without giving way to the others
     batch_records: int = 4096
     batch_bytes: int = 2 * 1024 * 1024
@@ -52,8 +58,10 @@ class ReaderSettings:
 class ReaderHost(Protocol):
     """What the reader asks of the worker. Called on the consumer thread."""
 
-    def start_offset(self, tp: TP, live_from: int, earliest: int) -> int:
-        """Where to read from so that the state of ``tp`` is whole at ``live_from``."""
+    def recover(self, assigned: Assigned) -> int:
+        """Gets the state of a partition back as far as it is kept; returns the offset from which on its log is to be
+        read so that the state is whole at the committed offset. Called on a thread of its own, may take long.
+        """
 
     def deliver(self, batches: list[RecordBatch]) -> None:
         """Hands batches to the stages, in order."""
@@ -71,61 +79,11 @@ class ReaderHost(Protocol):
         """The reader cannot go on."""
 
 
-@dataclass(slots=True)
-class _Partition:
-    epoch: int
-    #: batches below this were sent before the restart: state only, no outputs
-    live_from: int
-    #: first offset that is not done
-    next_done: int
-    committed: int
-    recovering: bool
-    paused: bool = False
-    at_end: bool = False
-    #: how many of the batches in flight a stage has begun: the first, or none
-    begun: int = 0
-    in_flight: deque[RecordBatch] = field(default_factory=deque)
-
-
-def split_batch(batch: RecordBatch, live_from: int, max_records: int, max_bytes: int) -> Iterator[RecordBatch]:
-    """The batch in pieces: cut at ``live_from`` (a piece is replay as a whole or not at all) and at the bounds."""
-    n = len(batch)
-    start = 0
-    while start < n:
-        replay = batch.offsets[start] < live_from
-        size = 0
-        end = start
-        while end < n and end - start < max_records and (batch.offsets[end] < live_from) == replay:
-            value = batch.values[end]
-            more = len(value) if value is not None else 0
-            if size + more > max_bytes and end > start:
-                break
-            size += more
-            end += 1
-        piece = _piece(batch, start, end, replay)
-        piece.nbytes = size
-        yield piece
-        start = end
-
-
-def _piece(batch: RecordBatch, start: int, end: int, replay: bool) -> RecordBatch:
-    if start == 0 and end == len(batch):
-        batch.replay = replay
-        return batch
-    return RecordBatch(
-        tp=batch.tp,
-        offsets=batch.offsets[start:end],
-        timestamps=batch.timestamps[start:end],
-        keys=batch.keys[start:end],
-        values=batch.values[start:end],
-        headers=lambda i: batch.headers(start + i),
-        next_offset=batch.next_offset if end == len(batch) else batch.offsets[end],
-        replay=replay,
-    )
-
-
 class BlockReader(threading.Thread):
-    """Reads ``topics`` with ``consumer``, which it owns from its start on, and hands batches to ``host``."""
+    """Reads ``topics`` with ``consumer``, which it owns from its start on, and hands batches to ``host``.
+
+    With a ``producer``, exactly once: outputs are given to `Committer.keep`.
+    """
 
     def __init__(
         self,
@@ -133,63 +91,38 @@ class BlockReader(threading.Thread):
         topics: Sequence[str],
         host: ReaderHost,
         settings: ReaderSettings | None = None,
+        producer: TransactionalProducer | None = None,
     ) -> None:
         super().__init__(name="headrace-consumer", daemon=True)
         self._consumer = consumer
         self._topics = list(topics)
         self._host = host
-        self._settings = settings or ReaderSettings()
-        self._cond = threading.Condition()
-        self._partitions: dict[TP, _Partition] = {}
-        self._epoch = 0
-        self._busy = 0
-        self._gate_closed = False
+        self._settings = settings = settings or ReaderSettings()
+        self.assignment = Assignment(settings.batch_records, settings.batch_bytes)
+        self.committer = Committer(
+            self.assignment,
+            consumer,
+            host.flush,
+            settings.commit_interval_s,
+            producer,
+            settings.stall_s,
+            settings.kept_bytes,
+        )
+        self._partitions = self.assignment.partitions
+        self._cond = self.assignment.cond
         self._flow_stopped = False
         self._stopping = threading.Event()
         self._abandon = False
         self._was_ready = False
         self._assigned_at: float | None = None
-        self._progress_at = time.monotonic()
-        self._commit_at = time.monotonic()
-        #: when the commit on its way was sent; None = there is none
-        self._commit_sent_at: float | None = None
         self._accepted_at = 0.0
         self._ends_at = time.monotonic()
+        self._loader = Loader(host.recover)
+        self._progress = Progress()
         #: CPU seconds of this thread so far: polls, commits and what is between
         self.cpu_s = 0.0
 
     # -- called on the event loop --
-
-    def begin(self, batches: Sequence[RecordBatch]) -> list[RecordBatch] | None:
-        """Before batches are processed: those to process (a stale one must be thrown away); None while a commit waits
-        for what was begun before."""
-        with self._cond:
-            if self._gate_closed:
-                return None
-            fresh = [batch for batch in batches if not self._is_stale(batch)]
-            for batch in fresh:
-                self._partitions[batch.tp].begun = 1
-            self._busy += len(fresh)
-            return fresh
-
-    def done(self, batches: Sequence[RecordBatch]) -> None:
-        """The batches' effects are in the state and their outputs are in the producer."""
-        with self._cond:
-            self._busy -= len(batches)
-            self._progress_at = time.monotonic()
-            for batch in batches:
-                if not self._is_stale(batch):
-                    partition = self._partitions[batch.tp]
-                    head = partition.in_flight.popleft()
-                    assert head is batch, "batches of a partition are done in the order in which they were handed out"
-                    partition.begun = 0
-                    partition.next_done = batch.next_offset
-            self._cond.notify_all()
-
-    def waiting(self) -> None:
-        """The stage is alive and waits for something outside (a full producer queue): the watchdog holds still."""
-        with self._cond:
-            self._progress_at = time.monotonic()
 
     def stop_flow(self) -> None:
         """No more batches until `resume_flow`; the group membership stays."""
@@ -214,40 +147,6 @@ class BlockReader(threading.Thread):
         with self._cond:
             self._cond.notify_all()
 
-    def assignment(self) -> dict[TP, int]:
-        """Partitions that are ours now and the first offset of each that is not done."""
-        with self._cond:
-            return {tp: p.next_done for tp, p in self._partitions.items()}
-
-    def epochs(self) -> dict[TP, int]:
-        """Partitions that are ours now, each with the number of its assignment."""
-        with self._cond:
-            return {tp: p.epoch for tp, p in self._partitions.items()}
-
-    def at_end(self) -> dict[TP, tuple[int, bool]]:
-        """For each partition whose state is whole: its epoch, and whether its log was read to the end and all done."""
-        with self._cond:
-            return {
-                tp: (p.epoch, p.at_end and not p.in_flight)
-                for tp, p in self._partitions.items()
-                if p.next_done >= p.live_from and not p.recovering
-            }
-
-    def owns(self, tp: TP, epoch: int) -> bool:
-        """Whether this assignment of the partition is the present one."""
-        with self._cond:
-            partition = self._partitions.get(tp)
-            return partition is not None and partition.epoch == epoch
-
-    def in_flight_records(self) -> int:
-        """Records that were read and are not done."""
-        with self._cond:
-            return sum(len(batch) for p in self._partitions.values() for batch in p.in_flight)
-
-    def _is_stale(self, batch: RecordBatch) -> bool:
-        partition = self._partitions.get(batch.tp)
-        return partition is None or partition.epoch != batch.epoch
-
     # -- the consumer thread --
 
     def run(self) -> None:
@@ -265,61 +164,48 @@ class BlockReader(threading.Thread):
         # also after an error: the group then gives our partitions to others at once, not after a session time-out
         self._abandon = True
         self._consumer.close()
+        self.committer.close()
         if error is not None:
             self._host.failed(error)
 
     def _turn(self, consumer: LogConsumer) -> None:
+        loading = self._finish_loading(consumer)
         self._make_room(consumer)
         self._follow_flow(consumer)
         gathering_s = self._settings.gather_s - (time.monotonic() - self._accepted_at)
         if gathering_s > 0:
             time.sleep(gathering_s)
-        batches = consumer.poll(0.1, self._settings.batch_records)
+        longest_s = _LOADING_POLL_S if loading else _POLL_MAX_S
+        wait_s = min(longest_s, max(_POLL_MIN_S, self.committer.due_in_s()))
+        batches = consumer.poll(wait_s, self._settings.batch_records)
         if batches:
-            self._accept(batches)
+            self._host.deliver(self.assignment.accept(batches))
             self._accepted_at = time.monotonic()
         self._note_ends(consumer)
         self._note_recovered(consumer)
-        if time.monotonic() - self._commit_at >= self._settings.commit_interval_s:
-            self._commit(flush_s=1.0, wait=False)
+        self._commit_when_due()
         self._watch_for_stall()
         self.cpu_s = time.thread_time()
 
-    def _accept(self, batches: list[RecordBatch]) -> None:
-        settings = self._settings
-        out: list[RecordBatch] = []
-        with self._cond:
-            for batch in batches:
-                partition = self._partitions.get(batch.tp)
-                if partition is None:
-                    continue  # revoked inside this very poll
-                if not any(p.in_flight for p in self._partitions.values()):
-                    self._progress_at = time.monotonic()
-                for piece in split_batch(batch, partition.live_from, settings.batch_records, settings.batch_bytes):
-                    piece.epoch = partition.epoch
-                    partition.at_end = False
-                    if not self._joined(partition, piece):
-                        partition.in_flight.append(piece)
-                        out.append(piece)
-        self._host.deliver(out)
+    def _commit_when_due(self) -> None:
+        if self.committer.due_in_s() <= 0:
+            self.committer.commit(flush_s=1.0, wait=False)
 
-    def _joined(self, partition: _Partition, piece: RecordBatch) -> bool:
-        """Appends the piece to the partition's last batch while no stage has begun that one.
-
-        A batch costs its stage far more than a record does, so a stage that falls behind finds larger batches
-        and catches up; block boundaries never show in results.
-        """
-        if len(partition.in_flight) <= partition.begun:
-            return False
-        last, settings = partition.in_flight[-1], self._settings
-        if (
-            last.replay != piece.replay
-            or len(last) + len(piece) > settings.batch_records
-            or last.nbytes + piece.nbytes > settings.batch_bytes
-        ):
-            return False
-        last.extend(piece)
-        return True
+    def _finish_loading(self, consumer: LogConsumer) -> bool:
+        """Partitions whose state is there begin where it ends; returns whether there are still others."""
+        for tp, epoch, start in self._loader.loaded():
+            if self.assignment.owns(tp, epoch):
+                self._partitions[tp].start = start
+        loading = [(tp, partition) for tp, partition in self._partitions.items() if partition.loading]
+        for tp, partition in loading:
+            if not partition.paused:
+                consumer.pause([tp])
+                partition.paused = True
+            if partition.start is not None:
+                with suppress(LogUnavailable):  # not read from yet: next time
+                    consumer.seek(tp, partition.start)
+                    self.assignment.loaded(tp, partition.start)
+        return bool(loading)
 
     def _make_room(self, consumer: LogConsumer) -> None:
         """Back-pressure: waits while a partition has too much in flight.
@@ -331,7 +217,11 @@ class BlockReader(threading.Thread):
         if self._flow_stopped:
             return
         with self._cond:
-            resumable = [tp for tp, p in self._partitions.items() if p.paused and len(p.in_flight) <= limit // 2]
+            resumable = [
+                tp
+                for tp, p in self._partitions.items()
+                if p.paused and not p.loading and len(p.in_flight) <= limit // 2
+            ]
             for tp in resumable:
                 self._partitions[tp].paused = False
         if resumable:
@@ -340,12 +230,17 @@ class BlockReader(threading.Thread):
         def full() -> list[TP]:
             return [tp for tp, p in self._partitions.items() if len(p.in_flight) >= limit and not p.paused]
 
-        with self._cond:
-            waited_until = time.monotonic() + 1.0
-            while full() and time.monotonic() < waited_until and not self._stopping.is_set():
-                others_idle = all(not p.in_flight for p in self._partitions.values() if len(p.in_flight) < limit)
-                if not self._cond.wait(0.05) and others_idle:
+        waited_until = time.monotonic() + 1.0
+        while time.monotonic() < waited_until and not self._stopping.is_set():
+            with self._cond:
+                if not full():
                     break
+                others_idle = all(not p.in_flight for p in self._partitions.values() if len(p.in_flight) < limit)
+                quiet = not self._cond.wait(0.05)
+            self._commit_when_due()
+            if quiet and others_idle:
+                break
+        with self._cond:
             stuck = full()
             for tp in stuck:
                 self._partitions[tp].paused = True
@@ -366,15 +261,17 @@ class BlockReader(threading.Thread):
         if time.monotonic() - self._ends_at < _ENDS_INTERVAL_S:
             return
         self._ends_at = time.monotonic()
-        for tp, partition in self._partitions.items():
-            partition.at_end = consumer.at_end(tp)
+        for tp in self._partitions:
+            self.assignment.read_to_end(tp, consumer.at_end(tp), consumer.position(tp))
 
     def _note_recovered(self, consumer: LogConsumer) -> None:
-        for tp, partition in self._partitions.items():
-            if partition.recovering and not partition.in_flight:
+        recovering = [(tp, p) for tp, p in self._partitions.items() if p.recovering and not p.loading]
+        for tp, partition in recovering:
+            if not partition.in_flight:
                 position = consumer.position(tp)
                 if position is not None and position >= partition.live_from:
                     partition.recovering = False
+        self._progress.note(sum(max(0, p.live_from - p.next_done) for _, p in recovering if p.recovering))
         if self._was_ready:
             return
         if self._assigned_at is None or any(p.recovering for p in self._partitions.values()):
@@ -384,85 +281,10 @@ class BlockReader(threading.Thread):
             self._was_ready = True
             self._host.ready()
 
-    def _commit(self, flush_s: float, only: Sequence[TP] | None = None, *, wait: bool = True) -> bool:
-        """Commits what is done. Returns whether everything done is committed, or without ``wait`` on its way.
-
-        1. Close the gate: no stage begins a batch; wait until none is inside one.
-        2. Flush the producer: every output of every batch done so far is acknowledged by the brokers.
-           If that takes too long (broker away, queue full), open the gate and try again next time.
-        3. Read the offsets of what is done, while the gate is still closed.
-        4. Open the gate: stages go on while the commit is on its way.
-        5. Commit the offsets, without ``wait`` while polling goes on. If the group has moved on, keep nothing: the
-           partitions' new owner replays.
-
-        A crash between 2 and 5 sends outputs again after the restart (same bytes, same source), never fewer.
-        """
-        sent_at = self._commit_sent_at
-        if sent_at is not None and not wait and time.monotonic() - sent_at < _COMMIT_LOST_S:
-            return False
-        if not self._to_commit(only):
-            self._commit_at = time.monotonic()
-            return True
-        deadline = time.monotonic() + flush_s
-        try:
-            with self._cond:
-                self._gate_closed = True
-                if not self._cond.wait_for(lambda: self._busy == 0, timeout=flush_s):
-                    return False
-            if not self._flushed(max(0.05, deadline - time.monotonic())):
-                return False
-            offsets = self._to_commit(only)
-        finally:
-            self._gate_closed = False
-            self._commit_at = time.monotonic()
-        try:
-            if not wait:
-                self._commit_sent_at = time.monotonic()
-                self._consumer.commit(offsets, lambda error: self._on_committed(offsets, error))
-                return True
-            self._consumer.commit(offsets)
-        except (CommitFailed, LogUnavailable) as exc:
-            self._on_committed(offsets, exc)
-            return False
-        self._on_committed(offsets, None)
-        return True
-
-    def _on_committed(self, offsets: Mapping[TP, int], error: Exception | None) -> None:
-        self._commit_sent_at = None
-        if error is not None:
-            moved = isinstance(error, CommitFailed)
-            # outputs are safe: where the partitions are still ours the offsets go with the next commit
-            logger.warning("commit refused, %s: %s", "the partitions have moved on" if moved else "trying again", error)
-            return
-        with self._cond:
-            for tp, offset in offsets.items():
-                if tp in self._partitions:
-                    self._partitions[tp].committed = max(self._partitions[tp].committed, offset)
-
-    def _flushed(self, flush_s: float) -> bool:
-        try:
-            undelivered = self._host.flush(flush_s)
-        except DeliveryFailed as exc:
-            raise FatalError(
-                "delivery-failed",
-                f"{exc}. Nothing after the last commit counts; a restarted worker sends it again. "
-                f"If it repeats, compare the record's size with the topic's max.message.bytes.",
-            ) from exc
-        if undelivered:
-            logger.info("commit waits: %d outputs not yet acknowledged", undelivered)
-        return not undelivered
-
-    def _to_commit(self, only: Sequence[TP] | None) -> dict[TP, int]:
-        return {
-            tp: p.next_done
-            for tp, p in self._partitions.items()
-            if p.next_done > p.committed and (only is None or tp in only)
-        }
-
     def _watch_for_stall(self) -> None:
         with self._cond:
             stuck = [p.in_flight[0] for p in self._partitions.values() if p.in_flight]
-            idle_s = time.monotonic() - self._progress_at
+            idle_s = time.monotonic() - self.assignment.progress_at
         if stuck and idle_s > self._settings.stall_s:
             batch = stuck[0]
             raise FatalError(
@@ -473,11 +295,14 @@ class BlockReader(threading.Thread):
             )
 
     def _drain(self, partitions: Sequence[TP], timeout_s: float) -> bool:
-        with self._cond:
-            return self._cond.wait_for(
-                lambda: all(tp not in self._partitions or not self._partitions[tp].in_flight for tp in partitions),
-                timeout=timeout_s,
-            )
+        """Waits until nothing of these is in flight; commits meanwhile where the stages wait for that."""
+        deadline = time.monotonic() + timeout_s
+        while not self.assignment.drain(partitions, 0.05):
+            if time.monotonic() > deadline:
+                return False
+            if self.committer.full:
+                self.committer.commit(flush_s=1.0, wait=False)
+        return True
 
     def _finish(self) -> None:
         if self._abandon:
@@ -485,28 +310,23 @@ class BlockReader(threading.Thread):
         deadline = time.monotonic() + self._settings.drain_s
         if not self._drain(list(self._partitions), self._settings.drain_s):
             logger.warning("leaving with batches in flight; they will be done again by another worker")
-        while not self._commit(flush_s=1.0) and time.monotonic() < deadline:
+        while not self.committer.commit(flush_s=1.0) and time.monotonic() < deadline:
             time.sleep(0.05)
 
     # -- RebalanceListener, inside poll --
 
     def on_assign(self, partitions: list[TP]) -> Mapping[TP, int | None]:
+        self.committer.joined(self._consumer.membership())
         committed = self._consumer.committed(partitions)
         starts: dict[TP, int | None] = {}
+        assigned: list[Assigned] = []
         for tp in partitions:
             earliest, end = self._consumer.offset_range(tp)
-            live_from = self._live_from(tp, committed[tp], earliest, end)
-            start = self._host.start_offset(tp, live_from, earliest)
-            starts[tp] = start
-            with self._cond:
-                self._epoch += 1
-                self._partitions[tp] = _Partition(
-                    self._epoch, live_from, start, live_from, recovering=start < live_from
-                )
+            starts[tp] = live_from = self._live_from(tp, committed[tp], earliest, end)
+            assigned.append(Assigned(tp, self.assignment.add(tp, live_from), committed[tp], earliest))
         if partitions:
-            names = ", ".join(f"{tp.topic}/{tp.partition}" for tp in partitions)
-            replay = sum(self._partitions[tp].live_from - (starts[tp] or 0) for tp in partitions)
-            logger.info("assigned %s; %d records to replay", names, replay)
+            self._loader.load(assigned)
+            logger.info("assigned %s", ", ".join(f"{tp.topic}/{tp.partition}" for tp in partitions))
         self._assigned_at = time.monotonic()
         return starts
 
@@ -535,10 +355,11 @@ class BlockReader(threading.Thread):
         if self._abandon:
             self._forget(partitions)
             return
+        self.committer.joined(self._consumer.membership())
         deadline = time.monotonic() + self._settings.revoke_s
         if not self._drain(partitions, self._settings.revoke_s):
             logger.warning("revoked with batches in flight: %s; the next owner does them again", partitions)
-        self._commit(flush_s=max(0.1, deadline - time.monotonic()), only=partitions)
+        self.committer.commit(flush_s=max(0.1, deadline - time.monotonic()), only=partitions)
         self._forget(partitions)
         logger.info("revoked %s", ", ".join(f"{tp.topic}/{tp.partition}" for tp in partitions))
 
@@ -549,9 +370,5 @@ class BlockReader(threading.Thread):
         )
 
     def _forget(self, partitions: list[TP]) -> None:
-        with self._cond:
-            for tp in partitions:
-                self._partitions.pop(tp, None)
-            self._progress_at = time.monotonic()
-            self._cond.notify_all()
+        self.assignment.forget(partitions)
         self._host.dropped(partitions)

@@ -10,7 +10,7 @@ instead of building and parsing it. (An Arrow stream was here before: for one ro
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -18,9 +18,11 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import xxhash
 from numba import njit
 
+from features.arrays import Arrays, of_texts, texts_of
 from features.block import Block, IntArray
 from streams.errors import FatalError, HeadraceError
 from streams.rows import FIRST_WORDS, NO_ROWS, Layout, Rows
@@ -311,17 +313,25 @@ class SourcePositions:
         self._highest[place] = max(highest, int(offsets[-1]))
         return start
 
-    def to_plain(self) -> dict[str, Any]:
-        """JSON-able, equal for equal positions: ``topic_ids`` {topic: id}, ``highest`` [[topic, partition, offset]]."""
+    def to_arrays(self) -> Arrays:
+        """Equal for equal positions: ``topics``, ``topic_ids`` (t,); ``sources`` (s, 3) int64: number of the topic,
+        partition, highest offset; ``dropped`` (1,)."""
+        topics = sorted(self._topic_ids)
+        number = {topic: i for i, topic in enumerate(topics)}
+        sources = [(number[topic], partition, at) for (topic, partition), at in sorted(self._highest.items())]
         return {
-            "topic_ids": dict(sorted(self._topic_ids.items())),
-            "highest": [[topic, partition, at] for (topic, partition), at in sorted(self._highest.items())],
+            "topics": of_texts(topics),
+            "topic_ids": of_texts(self._topic_ids[topic] for topic in topics),
+            "sources": np.array(sources, np.int64).reshape(-1, 3),
+            "dropped": np.array([self.dropped], np.int64),
         }
 
     @classmethod
-    def from_plain(cls, plain: dict[str, Any]) -> SourcePositions:
-        """The positions that `to_plain` gave."""
+    def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> SourcePositions:
+        """The positions that `to_arrays` gave."""
         positions = cls()
-        positions._topic_ids = dict(plain["topic_ids"])
-        positions._highest = {(topic, partition): at for topic, partition, at in plain["highest"]}
+        topics = texts_of(arrays["topics"])
+        positions._topic_ids = dict(zip(topics, texts_of(arrays["topic_ids"]), strict=True))
+        positions._highest = {(topics[i], partition): at for i, partition, at in arrays["sources"].tolist()}
+        positions.dropped = int(arrays["dropped"][0])
         return positions

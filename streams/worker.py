@@ -8,75 +8,37 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
 import faust
 
 from features.plan import BoundError
+from streams.checkpoint_store import CheckpointStore
+from streams.checkpoints import Checkpoints, CheckpointSettings
 from streams.errors import EXIT_FAILED, EXIT_OK, EXIT_WATCHDOG, ConfigError, FatalError, HeadraceError
-from streams.log import TP, DeliveryFailed, Log, LogConsumer, LogProducer, OutBatch, RecordBatch, TopicInfo
+from streams.log import (
+    TP,
+    DeliveryFailed,
+    Log,
+    LogConsumer,
+    LogProducer,
+    OutBatch,
+    RecordBatch,
+    TopicInfo,
+    TransactionalProducer,
+)
+from streams.pipeline import Pipeline, Task, runs_of
 from streams.reader import BlockReader, ReaderSettings
+from streams.recovery import Assigned
 from streams.transport import BlockApp, BlockConsumer, BlockSchema
 
 __all__ = ["Pipeline", "Task", "Worker", "ensure_topics"]
 
 logger = logging.getLogger("headrace.worker")
 
-
-class Task(Protocol):
-    """One stage on one partition: the state that `Pipeline.process` moves on."""
-
-    def tick(self, now_s: float, at_end: bool) -> list[OutBatch]:
-        """Decisions by the clock, written to the log for others (rule 5); never touches what `process` computes."""
-
-
-class Pipeline(Protocol):
-    """The stages of one worker, by input topic."""
-
-    @property
-    def topics(self) -> Sequence[TopicInfo]:
-        """Every topic that is read or written."""
-
-    @property
-    def inputs(self) -> Sequence[str]:
-        """The topics that are read, each by one stage."""
-
-    def warm(self) -> None:
-        """Compiles and loads what the first batch would otherwise wait for."""
-
-    def bind(self, topics: Mapping[str, TopicInfo]) -> None:
-        """What the broker says of the topics, before the first task."""
-
-    def start_offset(self, tp: TP, live_from: int, earliest: int) -> int:
-        """Where to read from for the state to be whole at ``live_from``."""
-
-    def task(self, tp: TP) -> Task:
-        """A task with the state that belongs to `start_offset`."""
-
-    def wake(self, parts: Sequence[tuple[Any, RecordBatch]], tasks: Callable[[], Sequence[Any]]) -> list[OutBatch]:
-        """What goes out before `process` of these parts; ``tasks()`` are all of this worker's. Decisions of the moment,
-        written to the log for others (rule 5)."""
-
-    def process(self, parts: Sequence[tuple[Any, RecordBatch]]) -> list[OutBatch]:
-        """Moves tasks of one topic, each of another partition, over their batches; returns the outputs, none of a
-        batch that is ``replay``. Equal to one after the other; together what they share is done once."""
-
-
-def runs_of(batches: Sequence[RecordBatch], records_max: int) -> list[list[RecordBatch]]:
-    """The batches in runs: of one topic, of different partitions, of at most so many records unless one alone has more.
-
-    What a stage does for a run together costs less than for each of its batches; what it does without giving way
-    stays bounded.
-    """
-    runs: list[list[RecordBatch]] = []
-    open_runs: dict[str, list[RecordBatch]] = {}
-    for batch in batches:
-        run = open_runs.get(batch.tp.topic)
-        if run is None or any(other.tp == batch.tp for other in run) or sum(map(len, run)) + len(batch) > records_max:
-            run = open_runs[batch.tp.topic] = []
-            runs.append(run)
-        run.append(batch)
-    return runs
+#: a worker that is told to leave has done so after this time
+_LEAVE_S = 10.0
 
 
 def ensure_topics(log: Log, topics: Sequence[TopicInfo]) -> dict[str, TopicInfo]:
@@ -94,7 +56,8 @@ def ensure_topics(log: Log, topics: Sequence[TopicInfo]) -> dict[str, TopicInfo]
 class Worker:
     """Runs ``pipeline`` as a member of ``group`` until `stop` or a fatal error.
 
-    ``hard_exit`` ends the process when a stage hangs, since nothing gentler works then.
+    With a ``transactional_id``, which no other worker may have, outputs and offsets go in transactions: exactly once;
+    without, at least once. ``hard_exit`` ends the process when a stage hangs, since nothing gentler works then.
     """
 
     def __init__(
@@ -104,6 +67,9 @@ class Worker:
         group: str,
         *,
         settings: ReaderSettings | None = None,
+        checkpoints: CheckpointStore | None = None,
+        checkpoint_settings: CheckpointSettings | None = None,
+        transactional_id: str | None = None,
         on_ready: Callable[[], None] = lambda: None,
         hard_exit: Callable[[int], Any] = os._exit,
     ) -> None:
@@ -111,9 +77,18 @@ class Worker:
         self._pipeline = pipeline
         self._group = group
         self._settings = settings or ReaderSettings()
+        self._checkpoints: Checkpoints | None = None
+        if checkpoints is not None:
+            of = pipeline.state_of
+            self._checkpoints = Checkpoints(checkpoints, group, of, checkpoint_settings or CheckpointSettings())
+        self._transactional_id = transactional_id
         self._on_ready = on_ready
         self._hard_exit = hard_exit
         self._tasks: dict[TP, tuple[int, Task]] = {}
+        #: tasks that wait for the first batch of their assignment
+        self._recovered: dict[tuple[TP, int], Task] = {}
+        #: a worker that leaves keeps its tasks for their last checkpoints
+        self._leaving = False
         #: partitions whose task is at work: in a batch or in a tick, never in both
         self._inside: set[TP] = set()
         self._error: HeadraceError | None = None
@@ -121,6 +96,8 @@ class Worker:
         self._prepared = asyncio.Event()
         self._ended = asyncio.Event()
         self._producer: LogProducer | None = None
+        #: the producer, in exactly once
+        self._transactions: TransactionalProducer | None = None
         self._member: LogConsumer | None = None
         self._reader: BlockReader | None = None
         self._consumer: BlockConsumer | None = None
@@ -130,7 +107,9 @@ class Worker:
     @property
     def seconds(self) -> dict[str, float]:
         """CPU seconds so far of what is not in a stage: ``consume`` (the consumer thread), ``produce``."""
-        return {"consume": self._reader.cpu_s if self._reader is not None else 0.0, "produce": self._produce_s}
+        if self._reader is None:
+            return {"consume": 0.0, "produce": 0.0}
+        return {"consume": self._reader.cpu_s, "produce": self._produce_s + self._reader.committer.cpu_s}
 
     @property
     def reader(self) -> BlockReader | None:
@@ -158,10 +137,14 @@ class Worker:
         await app.start()
         ticking = asyncio.create_task(self._tick())
         await self._ended.wait()
+        ends_at = time.monotonic() + _LEAVE_S
+        self._leaving = self._error is None
         if self._reader is not None:
             self._reader.leave(drain=self._error is None)
             await asyncio.to_thread(self._reader.join, self._settings.drain_s + 5)
         ticking.cancel()
+        if self._checkpoints is not None and self._error is None:
+            self._checkpoints.finish(self._stateful_tasks(), ends_at - time.monotonic())
         await app.stop()
         self._producer.close()
         return self._exit_code()
@@ -174,10 +157,15 @@ class Worker:
         assert self._loop is not None
         try:
             # made first: they refuse wrong settings before anything connects
-            self._producer = self._log.producer()
+            if self._transactional_id is not None:
+                self._producer = self._transactions = self._log.transactional_producer(self._transactional_id)
+            else:
+                self._producer = self._log.producer()
             self._member = self._log.consumer(self._group)
             self._pipeline.warm()
             self._topics = ensure_topics(self._log, self._pipeline.topics)
+            if self._transactions is not None:
+                self._transactions.init()
         except HeadraceError as exc:
             self.failed(exc)
         except Exception as exc:
@@ -223,7 +211,7 @@ class Worker:
     async def _on_subscribed(self, consumer: BlockConsumer, topics: list[str]) -> Mapping[str, int]:
         self._consumer = consumer
         assert self._member is not None
-        self._reader = BlockReader(self._member, topics, self, self._settings)
+        self._reader = BlockReader(self._member, topics, self, self._settings, self._transactions)
         self._reader.start()
         return {name: self._topics[name].partitions for name in topics}
 
@@ -242,9 +230,12 @@ class Worker:
         self._inside |= partitions
         try:
             parts = [(self._task(batch.tp, batch.epoch), batch) for batch in batches]
-            outputs = self._pipeline.wake(parts, self._all_tasks) + self._pipeline.process(parts)
-            await self._send(outputs, self._reader)
-            self._reader.done(batches)
+            if self._transactions is not None:
+                self._keep_outputs(parts, self._reader)
+            else:
+                outputs = self._pipeline.wake(parts, self._all_tasks) + self._pipeline.process(parts)
+                await self._send(outputs, self._reader)
+            self._reader.assignment.done(batches)
         except asyncio.CancelledError:
             raise
         except FatalError as exc:
@@ -271,22 +262,36 @@ class Worker:
         while True:
             while any(batch.tp in self._inside for batch in run):
                 await asyncio.sleep(0.001)
-            batches = self._reader.begin(run)
+            batches = self._reader.assignment.begin(run)
             if batches is not None:
                 return batches
             await asyncio.sleep(0.0005)
 
     def _task(self, tp: TP, epoch: int) -> Task:
-        """The task of this assignment of the partition, made where there is none yet."""
+        """The task of this assignment of the partition, which `recover` made."""
         known, task = self._tasks.get(tp, (0, None))
         if task is None or known != epoch:
-            task = self._pipeline.task(tp)
+            task = self._recovered.pop((tp, epoch))
             self._tasks[tp] = (epoch, task)
         return task
 
     def _all_tasks(self) -> list[Task]:
         assert self._reader is not None
-        return [self._task(tp, epoch) for tp, epoch in self._reader.epochs().items()]
+        return [self._task(tp, epoch) for tp, epoch in self._reader.assignment.epochs().items()]
+
+    def _keep_outputs(self, parts: Sequence[tuple[Task, RecordBatch]], reader: BlockReader) -> None:
+        """Exactly once: what a run of one batch makes, each output with the partition whose it is.
+
+        Tasks are woken one by one, since a mark of a partition that is lost later must be left out as its rows are: it
+        says that they were sent.
+        """
+        [(_, batch)] = parts
+        for tp, epoch in reader.assignment.epochs().items():
+            reader.committer.keep(tp, epoch, self._pipeline.wake(parts, partial(self._only, tp, epoch)))
+        reader.committer.keep(batch.tp, batch.epoch, self._pipeline.process(parts))
+
+    def _only(self, tp: TP, epoch: int) -> list[Task]:
+        return [self._task(tp, epoch)]
 
     async def _tick(self) -> None:
         """Ten times a second: the tasks' decisions by the clock, between batches."""
@@ -296,14 +301,24 @@ class Worker:
             if reader is None or self._producer is None:
                 continue
             self._producer.poll(0)  # what it has to say is heard in time also when nothing is sent
-            for tp, (epoch, at_end) in reader.at_end().items():
-                if tp not in self._inside and reader.owns(tp, epoch):
-                    await self._tick_task(tp, self._task(tp, epoch), at_end, reader)
+            for tp, (epoch, at_end) in reader.assignment.at_end().items():
+                if tp not in self._inside and reader.assignment.owns(tp, epoch):
+                    await self._tick_task(tp, epoch, at_end, reader)
 
-    async def _tick_task(self, tp: TP, task: Task, at_end: bool, reader: BlockReader) -> None:
+            if self._checkpoints is not None:
+                self._checkpoints.step(self._stateful_tasks())
+
+    def _stateful_tasks(self) -> dict[TP, Task]:
+        return {tp: task for tp, (_, task) in self._tasks.items() if self._pipeline.is_stateful(tp.topic)}
+
+    async def _tick_task(self, tp: TP, epoch: int, at_end: bool, reader: BlockReader) -> None:
         self._inside.add(tp)
         try:
-            await self._send(task.tick(time.monotonic(), at_end), reader)
+            marks = self._task(tp, epoch).tick(time.monotonic(), at_end)
+            if self._transactions is not None:
+                reader.committer.keep(tp, epoch, marks)
+            else:
+                await self._send(marks, reader)
         except asyncio.CancelledError:
             raise
         except FatalError as exc:
@@ -333,7 +348,7 @@ class Worker:
         assert self._producer is not None
         since = warned = time.monotonic()
         while sent < len(out):
-            reader.waiting()
+            reader.assignment.waiting()
             self._producer.poll(0)
             await asyncio.sleep(0.005)
             sent = self._producer.send(out, sent)
@@ -344,12 +359,26 @@ class Worker:
 
     # -- ReaderHost, on the consumer thread --
 
-    def start_offset(self, tp: TP, live_from: int, earliest: int) -> int:
-        return self._pipeline.start_offset(tp, live_from, earliest)
+    def recover(self, assigned: Assigned) -> int:
+        tp, committed = assigned.tp, assigned.committed
+        task = self._pipeline.task(tp)
+        start = assigned.earliest
+        if not self._pipeline.is_stateful(tp.topic):
+            start = start if committed is None else max(committed, start)
+        elif self._checkpoints is not None:
+            start = self._checkpoints.load(assigned, task)
+        self._recovered[tp, assigned.epoch] = task
+        return start
 
     def deliver(self, batches: list[RecordBatch]) -> None:
         assert self._loop is not None and self._consumer is not None
-        self._loop.call_soon_threadsafe(self._consumer.deliver, runs_of(batches, self._settings.batch_records))
+        if self._transactions is not None:
+            # so that each output is of one partition, whose outputs alone are dropped when it is lost; a transaction
+            # takes longer than what a run of several partitions would save
+            runs = [[batch] for batch in batches]
+        else:
+            runs = runs_of(batches, self._settings.batch_records)
+        self._loop.call_soon_threadsafe(self._consumer.deliver, runs)
 
     def dropped(self, partitions: list[TP]) -> None:
         assert self._loop is not None
@@ -357,12 +386,17 @@ class Worker:
             self._loop.call_soon_threadsafe(self._drop_tasks, partitions)
 
     def _drop_tasks(self, partitions: list[TP]) -> None:
+        if self._leaving:
+            return
         for tp in partitions:
             epoch, _ = self._tasks.get(tp, (0, None))
             reader = self._reader
             # the partition may have come back meanwhile, with a newer epoch and a new task
-            if reader is None or not reader.owns(tp, epoch):
+            if reader is None or not reader.assignment.owns(tp, epoch):
                 self._tasks.pop(tp, None)
+        for tp, epoch in list(self._recovered):
+            if self._reader is None or not self._reader.assignment.owns(tp, epoch):
+                del self._recovered[tp, epoch]
 
     def flush(self, timeout_s: float) -> int:
         assert self._producer is not None
@@ -375,7 +409,7 @@ class Worker:
         assert self._loop is not None
         if self._error is None:
             self._error = error
-        if isinstance(error, FatalError) and error.reason == "stage-stalled":
+        if isinstance(error, FatalError) and error.reason in ("stage-stalled", "transaction-stalled"):
             logger.critical("%s", error)
             self._hard_exit(EXIT_WATCHDOG)
         if not self._loop.is_closed():

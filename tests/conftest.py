@@ -13,6 +13,9 @@ from streams.broker import Broker, kafka_available
 ROOT = Path(__file__).resolve().parent.parent
 NO_KAFKA = kafka_available()
 
+# no test leaves a state in the user's cache, or finds one there
+os.environ["HEADRACE_CHECKPOINTS"] = "none"
+
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Tests marked `kafka` start a broker of their own: skipped where that cannot be, with the reason."""

@@ -40,6 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=float, default=10.0, metavar="S", help="latency: at each rate (default: 10)")
     parser.add_argument("--from", dest="source", type=Path, metavar="FILE", help="throughput: transactions of a file")
     parser.add_argument("--labels", type=Path, metavar="FILE", help="throughput: the labels of --from")
+    parser.add_argument(
+        "--delivery",
+        choices=["at_least_once", "exactly_once"],
+        default="at_least_once",
+        help="throughput, latency: of the worker (default: at_least_once)",
+    )
     add_json(parser)
 
 
@@ -77,13 +83,18 @@ def _throughput(args: argparse.Namespace) -> dict[str, Any]:
         events = workload.from_files(args.source, args.labels, args.events)
     measure: Callable[..., dict[str, Any]] = _module("throughput").run
     return measure(
-        events, plain_events=args.plain_events, rounds=args.rounds, plain=args.plain_events > 0, notify=_notify
+        events,
+        plain_events=args.plain_events,
+        rounds=args.rounds,
+        delivery=args.delivery,
+        plain=args.plain_events > 0,
+        notify=_notify,
     )
 
 
 def _latency(args: argparse.Namespace) -> dict[str, Any]:
     measure: Callable[..., dict[str, Any]] = _module("latency").run
-    return measure(seconds=args.seconds, notify=_notify)
+    return measure(seconds=args.seconds, delivery=args.delivery, notify=_notify)
 
 
 def _predictor(args: argparse.Namespace) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from streams.cli.broker_wait import open_log
 from streams.cli.options import add_bootstrap, add_config, add_json, print_json
 from streams.errors import EXIT_OK, ConfigError
 
@@ -35,13 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Writes committed records until --count or --idle; without either until Ctrl-C."""
-    from streams.config import load_settings
-    from streams.log import connect
-
     if args.count is not None and args.count < 0:
         raise ConfigError(f"--count {args.count}: below 0; leave it out to read on")
-    settings = load_settings(args.config, overrides={"bootstrap": args.bootstrap})
-    log = connect(settings.log_url(), settings.kafka_config())
+    log = open_log(args)
     if args.topic not in log.admin().topics([args.topic]):
         raise ConfigError(f"--topic {args.topic}: not there; create the topics with `headrace topics create`")
     try:
@@ -49,14 +46,18 @@ def run(args: argparse.Namespace) -> int:
     except OSError as exc:
         raise ConfigError(f"--to {args.to}: {exc.strerror}; check the path and its rights") from exc
     consumer = log.consumer(f"headrace-consume-{uuid.uuid4().hex}")
-    consumer.subscribe([args.topic], _FromEarliest(consumer))
-    written = 0
+    listener = _FromEarliest(consumer)
+    consumer.subscribe([args.topic], listener)
+    written, told = 0, False
     last = time.monotonic()
     try:
         while args.count is None or written < args.count:
             batches = consumer.poll(0.1, 10_000)
             if batches or not consumer.assignment():  # to join a group takes its time: that is not silence
                 last = time.monotonic()
+            elif listener.empty and not told:
+                told = True
+                print(f"{args.topic} is empty: {_waiting(args)}", file=sys.stderr, flush=True)
             elif args.idle is not None and time.monotonic() - last > args.idle:
                 break
             for batch in batches:
@@ -79,12 +80,22 @@ def run(args: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def _waiting(args: argparse.Namespace) -> str:
+    until = "Ctrl-C" if args.count is None else f"{args.count:,} records have come"
+    return f"waiting until {until} (--idle ends earlier)" if args.idle is None else f"waiting {args.idle:g} s (--idle)"
+
+
 class _FromEarliest:
     def __init__(self, consumer: LogConsumer) -> None:
         self._consumer = consumer
+        #: whether the topic had no record when the partitions came
+        self.empty = False
 
     def on_assign(self, partitions: list[TP]) -> Mapping[TP, int | None]:
-        return {tp: self._consumer.offset_range(tp)[0] for tp in partitions}
+        ranges = {tp: self._consumer.offset_range(tp) for tp in partitions}
+        if ranges:
+            self.empty = all(earliest == end for earliest, end in ranges.values())
+        return {tp: earliest for tp, (earliest, _) in ranges.items()}
 
     def on_revoke(self, partitions: list[TP]) -> None:
         """Nothing to give up."""
@@ -108,12 +119,12 @@ def _line(batch: RecordBatch, i: int, envelope: bool) -> bytes:
         "key": None if key is None else key.decode("utf-8", "replace"),
         "headers": {name: v.decode("utf-8", "replace") for name, v in batch.headers(i)},
     }
-    record.update(_value(value))
+    record.update(value_as_json(value))
     return orjson.dumps(record) + b"\n"
 
 
-def _value(value: bytes | None) -> dict[str, Any]:
-    """``value`` as JSON where it is JSON, else as text, else ``value_base64``."""
+def value_as_json(value: bytes | None) -> dict[str, Any]:
+    """For orjson, on one line: ``value`` as JSON where it is JSON, else as text, else ``value_base64``."""
     import base64
 
     import orjson
@@ -121,8 +132,8 @@ def _value(value: bytes | None) -> dict[str, Any]:
     if value is None:
         return {"value": None}
     try:
-        orjson.loads(value)
-        return {"value": orjson.Fragment(value)}
+        event = orjson.loads(value)
+        return {"value": event if b"\n" in value or b"\r" in value else orjson.Fragment(value)}
     except orjson.JSONDecodeError:
         pass
     try:

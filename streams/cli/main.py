@@ -40,6 +40,7 @@ COMMANDS = {
     "score": "score event files with a packaged model, offline, by the same stages",
     "verify": "replay each stage from its own input log and compare with what the log holds",
     "bench": "measure: throughput, latency, predictors, features",
+    "dead-letters": "list, show and retry the records that could not be read",
     "simulate": "send simulated card payments and labels to Kafka, at a rate",
     "broker": "start a real single-node Apache Kafka in the foreground, without Docker",
 }

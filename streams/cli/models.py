@@ -9,9 +9,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from streams.cli.offline_io import add_alias, add_models, add_set
+from streams.cli.offline_io import ALIAS_CHOICES, add_alias, add_models, add_set
 from streams.cli.options import add_json, print_json
-from streams.errors import EXIT_OK
+from streams.cli.registry import check_new_name, known_model, open_registry
+from streams.errors import EXIT_OK, ConfigError
 
 EXAMPLE = "headrace models list --models models-dir"
 
@@ -31,7 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             add_alias(action)
             add_set(action)
         elif name in ("show", "promote"):
-            action.add_argument("reference", metavar="REF", help="NAME@VERSION or an alias")
+            action.add_argument(
+                "reference", metavar="REF", help=f"NAME@VERSION or an alias{' or NAME' if name == 'show' else ''}"
+            )
         add_models(action)
         add_json(action)
 
@@ -43,9 +46,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _list(args: argparse.Namespace) -> int:
-    from models.registry import Registry
-
-    entries = Registry(args.models).entries()
+    entries = open_registry(args.models).entries()
     if args.json:
         print_json(
             {
@@ -73,11 +74,10 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _show(args: argparse.Namespace) -> int:
-    from models.registry import Registry
-
-    registry = Registry(args.models)
-    path = registry.resolve(args.reference)
-    model = registry.get(args.reference, *_expected(path))
+    registry = open_registry(args.models)
+    label = known_model(registry, args.reference)
+    path = registry.resolve(label)
+    model = registry.get(label, *_expected(path))
     manifest = model.manifest
     aliases = [alias for alias, label in registry.aliases().items() if label == manifest.label]
     shown: dict[str, Any] = {
@@ -102,6 +102,9 @@ def _add(args: argparse.Namespace) -> int:
     from models.package import package_from_text
     from models.registry import Registry
 
+    check_new_name(args.name)
+    if not args.source.is_file():
+        raise ConfigError(f"--from {args.source}: no such file; give a file of Booster.save_model")
     created_at = datetime.now(UTC).isoformat(timespec="seconds")
     features = SETS[args.set]
     draft = package_from_text(
@@ -112,9 +115,12 @@ def _add(args: argparse.Namespace) -> int:
 
 
 def _promote(args: argparse.Namespace) -> int:
-    from models.registry import Registry
-
-    registry = Registry(args.models)
+    registry = open_registry(args.models)
+    if args.reference not in ALIAS_CHOICES and "@" not in args.reference:
+        raise ConfigError(
+            f"{args.reference}: which version? Give {args.reference}@VERSION; `headrace models list` has them"
+        )
+    known_model(registry, args.reference)
     registry.get(args.reference, *_expected(registry.resolve(args.reference)))
     label = registry.set_alias("champion", args.reference)
     before = registry.previous
@@ -122,9 +128,7 @@ def _promote(args: argparse.Namespace) -> int:
 
 
 def _rollback(args: argparse.Namespace) -> int:
-    from models.registry import Registry
-
-    registry = Registry(args.models)
+    registry = open_registry(args.models)
     expected = _expected(registry.resolve(registry.previous)) if registry.previous else (None, None)
     label = registry.rollback(*expected)
     return _say(args, label, "champion", f"{label} is champion again")

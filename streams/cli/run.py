@@ -29,6 +29,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set", choices=("auto", *SET_CHOICES), help="feature set (default: auto, the champion's or the default one)"
     )
+    parser.add_argument(
+        "--delivery",
+        choices=["at_least_once", "exactly_once"],
+        help="exactly_once: each output once for readers of committed records, later by the commit interval "
+        "(default: at_least_once)",
+    )
+    parser.add_argument(
+        "--checkpoints", metavar="URL", help="where states are kept: a directory, s3://.., or none (default: a cache)"
+    )
     parser.add_argument("--group", metavar="GROUP", help="consumer group (default: headrace-fraud)")
     parser.add_argument("--partitions", type=int, metavar="N", help="of topics that are missing (default: 4)")
     add_config(parser)
@@ -41,12 +50,16 @@ def run(args: argparse.Namespace) -> int:
 
     With ``--json`` the last line are the figures; SIGUSR1 prints those so far.
     """
+    from streams.cli.registry import check_champion
     from streams.config import load_settings
     from streams.fraud_worker import make_worker
 
-    overrides = {name: getattr(args, name) for name in ("models", "order", "group", "partitions")}
+    overrides = {
+        name: getattr(args, name) for name in ("models", "order", "delivery", "checkpoints", "group", "partitions")
+    }
     overrides |= {"bootstrap": args.bootstrap, "feature_set": args.set}
     settings = load_settings(args.config, overrides=overrides)
+    check_champion(settings)
     logging.getLogger().setLevel(settings.log_level)
     for faust_logger in ("faust", "mode", "streams.transport"):
         logging.getLogger(faust_logger).setLevel(logging.WARNING)

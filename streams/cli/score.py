@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from streams.cli.offline_io import add_inputs, add_models, add_order, check_output, read_inputs, written
 from streams.cli.options import add_json, print_json
+from streams.cli.registry import known_model, open_registry
 from streams.errors import EXIT_OK
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_inputs(parser)
     add_models(parser)
     parser.add_argument(
-        "--model", default="champion", metavar="REF", help="NAME@VERSION or an alias (default: champion)"
+        "--model", default="champion", metavar="REF", help="NAME@VERSION, an alias or NAME (default: champion)"
     )
     parser.add_argument(
         "--to",
@@ -45,14 +46,14 @@ def run(args: argparse.Namespace) -> int:
     check_output(args.to, [".parquet", ".jsonl"], [args.source, args.labels])
     from features.fraud import set_of
     from models.package import read_manifest
-    from models.registry import Registry
     from models.slot import ModelSlot
 
     as_json_lines = args.to.suffix.lower() == ".jsonl"
     slot = ModelSlot()
-    registry = Registry(args.models)
-    features = set_of(read_manifest(registry.resolve(args.model)).schema_hash)
-    slot.replace(registry.get(args.model, features.names, features.schema_hash))
+    registry = open_registry(args.models)
+    model = known_model(registry, args.model)
+    features = set_of(read_manifest(registry.resolve(model)).schema_hash)
+    slot.replace(registry.get(model, features.names, features.schema_hash))
     started = time.perf_counter()
     inputs = read_inputs(args, features, keep_extra=as_json_lines)
     made = inputs.features(args.order).in_input_order()

@@ -21,13 +21,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Creates the missing topics of all pipelines, co-partitioned, or lists the topics there are."""
+    from streams.cli.broker_wait import await_broker
     from streams.config import load_settings
-    from streams.log import connect
     from streams.topics import all_topics
     from streams.worker import ensure_topics
 
     settings = load_settings(args.config, overrides={"bootstrap": args.bootstrap, "partitions": args.partitions})
-    log = connect(settings.log_url(), settings.kafka_config())
+    log = await_broker(settings)
     create = args.action == "create"
     there = ensure_topics(log, all_topics(settings.partitions)) if create else log.admin().topics()
     if args.json:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from streams.cli.offline_io import add_alias, add_inputs, add_models, add_pipeline, add_set, read_inputs
 from streams.cli.options import add_json, print_json
-from streams.errors import EXIT_OK
+from streams.cli.registry import check_new_name
+from streams.errors import EXIT_OK, ConfigError
 
 if TYPE_CHECKING:
     from features.block import Ids, IntArray
@@ -48,12 +49,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Computes the features, trains, tests, and adds a package to the registry."""
     from features.fraud import SETS
-    from models.registry import Registry, check_name
-    from models.train import Split
+    from models.registry import Registry
 
-    (train_from, train_to), (test_from, test_to) = args.train, args.test
-    split = Split(train_from, train_to, test_from, test_to, args.label_delay)
-    check_name(args.name)
+    split = _split(args)
+    check_new_name(args.name)
     inputs = read_inputs(args, SETS[args.set])
     trained = _train(inputs, split, args.threads)
     created_at = datetime.now(UTC).isoformat(timespec="seconds")
@@ -78,6 +77,18 @@ def run(args: argparse.Namespace) -> int:
     for name, title in _TITLES.items():
         print(f"  {title:26} {metrics[name]:.4f}")
     return EXIT_OK
+
+
+def _split(args: argparse.Namespace) -> Split:
+    """The ranges; ConfigError where they contradict each other."""
+    from models.errors import ModelError
+    from models.train import Split
+
+    (train_from, train_to), (test_from, test_to) = args.train, args.test
+    try:
+        return Split(train_from, train_to, test_from, test_to, args.label_delay)
+    except ModelError as error:
+        raise ConfigError(f"--train, --test: {error}") from error
 
 
 _TITLES = {

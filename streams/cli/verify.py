@@ -8,6 +8,7 @@ import sys
 from streams.cli.offline_io import SET_CHOICES
 from streams.cli.options import add_bootstrap, add_config, add_json, print_json
 from streams.cli.progress import progress
+from streams.cli.registry import check_champion
 from streams.errors import EXIT_FAILED, EXIT_OK
 
 EXAMPLE = "headrace verify --json"
@@ -31,15 +32,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Exit code 0 when no row differs, 1 when one does."""
+    from streams.cli.broker_wait import await_broker
     from streams.config import load_settings
     from streams.fraud_worker import make_pipeline
-    from streams.log import connect
     from streams.verify import verify_fraud
 
     overrides = {"bootstrap": args.bootstrap, "group": args.group, "order": args.order, "models": args.models}
     overrides |= {"feature_set": args.set}
     settings = load_settings(args.config, overrides=overrides)
-    log = connect(settings.log_url(), settings.kafka_config())
+    check_champion(settings)
+    log = await_broker(settings)
     with progress("records", None) as advance:
         results = verify_fraud(log, settings.group, lambda: make_pipeline(settings), advance)
     mismatching = sum(result.mismatching_rows for result in results)

@@ -6,6 +6,7 @@ transaction-labels ──► label router ──┘
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,13 +14,16 @@ from typing import Any
 import orjson
 
 from features import engine, schema
+from features.plan import FORMAT
 from models.slot import ModelSlot
+from streams.checkpoints import StateOf
 from streams.codec import Decoder
 from streams.encode import ScoreEncoder
 from streams.log import TP, OutBatch, RecordBatch, TopicInfo
 from streams.partitioner import KeyPlacement
+from streams.pipelines.fraud_sender import Sender
 from streams.pipelines.fraud_stages import StageSettings
-from streams.pipelines.fraud_tasks import CardTask, LabelTask, Sender, TerminalTask
+from streams.pipelines.fraud_tasks import CardTask, LabelTask, TerminalTask
 from streams.shuffle import Source
 from streams.stage import Meters
 from streams.topics import BY_TERMINAL, DEAD_LETTERS, FRAUD_SCORES, LABELS, LATE_EVENTS, TRANSACTIONS, topic_infos
@@ -27,6 +31,10 @@ from streams.worker import Task
 
 __all__ = ["FraudPipeline"]
 
+#: version of what `state` of the tasks gives, and of what `process` makes of a log: to be raised when either changes
+_STATE_FORMAT = 1
+
+_STAGES = {TRANSACTIONS: "card", LABELS: "labels", BY_TERMINAL: "terminal"}
 _TOPICS = (TRANSACTIONS, LABELS, BY_TERMINAL, FRAUD_SCORES, DEAD_LETTERS, LATE_EVENTS)
 
 
@@ -67,9 +75,16 @@ class FraudPipeline:
     def bind(self, topics: Mapping[str, TopicInfo]) -> None:
         self.infos = topics
 
-    def start_offset(self, tp: TP, live_from: int, earliest: int) -> int:
-        """State is a function of the log, read from its start; the label router's is only its watermark."""
-        return live_from if tp.topic == LABELS and self.order == "arrival" else earliest
+    def is_stateful(self, topic: str) -> bool:
+        """The label router's state is only its watermark."""
+        return topic != LABELS or self.order != "arrival"
+
+    def state_of(self, topic: str) -> StateOf:
+        """What the state of this topic's tasks is of; see `fingerprint`."""
+        features = self.settings.features
+        return StateOf(
+            _STAGES[topic], self.infos[topic].topic_id, self.fingerprint(topic), features.name, features.schema_hash
+        )
 
     def task(self, tp: TP) -> Task:
         if tp.topic == TRANSACTIONS:
@@ -77,6 +92,46 @@ class FraudPipeline:
         if tp.topic == LABELS:
             return LabelTask(self, tp)
         return TerminalTask(self, tp)
+
+    def fingerprint(self, topic: str) -> str:
+        """(64 hex digits) What the saved state of a task on this topic means besides its log: where it differs, going
+        on from that state could give other results than a replay of the log, so the state is of no use. After `bind`.
+
+        In it, of each topic what its own stage looks at: the format of the arrays; which records are rows (schema);
+        the windows' declarations in their order, the allowed lateness; how long and how many transactions are known
+        again; the order, and by event time the sources that are waited for.
+
+        Not in it: features of the row alone, the model and what is logged, which leave no state; the watermark's delay
+        and the clock's settings, as the state has the newest time and no decision; bounds of memory that end the worker
+        rather than change a result; and how many partitions ``fraud.by-terminal`` has: it decides where the next rows
+        go, as it would after a replay. That its features are wrong once it changes is not for this to say.
+        """
+        settings, meaning = self.settings, dict[str, Any]()
+        if topic == TRANSACTIONS:
+            meaning = {
+                "schema": self.transactions.schema.schema_hash,
+                "windows": self._windows("card_id"),
+                "allowed_lateness_ms": settings.allowed_lateness_ms,
+                "dedupe_ms": settings.dedupe_ms,
+                "dedupe_entries": settings.dedupe_entries,
+            }
+        elif topic == LABELS:
+            meaning = {"schema": self.labels.schema.schema_hash}
+        else:
+            meaning = {
+                "windows": self._windows("terminal_id"),
+                "allowed_lateness_ms": settings.allowed_lateness_ms,
+                "order": self.order,
+                "sources": [self.infos[t].partitions for t in (TRANSACTIONS, LABELS)],
+            }
+            if self.order == "arrival":
+                del meaning["sources"]
+        text = orjson.dumps([_STATE_FORMAT, FORMAT, topic, meaning], option=orjson.OPT_SORT_KEYS)
+        return hashlib.sha256(text).hexdigest()
+
+    def _windows(self, key: str) -> list[tuple[dict[str, object], bool]]:
+        """What the windows of the stage are, and whether values may be missing, which is no part of a definition."""
+        return [(f.definition(), f.optional) for f in self.settings.features.for_stage(key)]
 
     def wake(self, parts: Sequence[tuple[Any, RecordBatch]], tasks: Callable[[], Sequence[Any]]) -> list[OutBatch]:
         """When one source has something again, others probably have too: until they say that they are idle again, the

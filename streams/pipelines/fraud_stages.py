@@ -6,13 +6,17 @@ offline runs (`streams.offline`) call the same `process`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
 
+from features.arrays import Arrays, prefixed, under
 from features.block import Block, BoolArray, FloatArray, Ids, IntArray
 from features.declare import FeatureSet
-from features.engine import Dedupe, entity_state, row_features
+from features.engine import Dedupe, EntityWindows, LabelledWindows, StageWindows, entity_state, row_features
 from streams.partitioner import partitions_of
 from streams.shuffle import TO_ALL
 
@@ -50,21 +54,28 @@ class CardRows:
     lateness_ms: IntArray
 
 
+#: before the names of the arrays of a stage's parts
+_WINDOWS, _SEEN = "windows/", "dedupe/"
+
+
 class CardStage:
     """Windows by card, and the transactions seen before."""
 
     def __init__(self, settings: StageSettings) -> None:
-        self._windows = entity_state(
-            settings.features.for_stage("card_id"),
-            labelled=False,
-            allowed_lateness_ms=settings.allowed_lateness_ms,
-            bytes_max=settings.state_bytes_max,
-        )
-        self._seen = Dedupe(
-            window_ms=settings.dedupe_ms,
-            allowed_lateness_ms=settings.allowed_lateness_ms,
-            entries_max=settings.dedupe_entries,
-        )
+        self._windows = _windows_by_card(settings)
+        self._seen = Dedupe(**_dedupe_settings(settings))
+
+    def to_arrays(self) -> Arrays:
+        """The state in canonical form: equal for equal input, however it was cut into blocks."""
+        return prefixed(_WINDOWS, self._windows.to_arrays()) | prefixed(_SEEN, self._seen.to_arrays())
+
+    @classmethod
+    def from_arrays(cls, settings: StageSettings, arrays: Mapping[str, npt.NDArray[Any]]) -> Self:
+        """The reverse of `to_arrays`. StateError if of other features or another allowed lateness."""
+        stage = cls(settings)
+        stage._windows = _windows_by_card(settings, under(_WINDOWS, arrays))
+        stage._seen = Dedupe.from_arrays(under(_SEEN, arrays), **_dedupe_settings(settings))
+        return stage
 
     def process(self, block: Block) -> CardRows:
         """Drops repeated transactions, adds the features by card."""
@@ -89,6 +100,24 @@ class CardStage:
         return CardRows(out, duplicates, lateness)
 
 
+def _windows_by_card(settings: StageSettings, arrays: Arrays | None = None) -> EntityWindows | StageWindows:
+    return entity_state(
+        settings.features.for_stage("card_id"),
+        labelled=False,
+        allowed_lateness_ms=settings.allowed_lateness_ms,
+        bytes_max=settings.state_bytes_max,
+        arrays=arrays,
+    )
+
+
+def _dedupe_settings(settings: StageSettings) -> dict[str, int]:
+    return {
+        "window_ms": settings.dedupe_ms,
+        "allowed_lateness_ms": settings.allowed_lateness_ms,
+        "entries_max": settings.dedupe_entries,
+    }
+
+
 def late_by_ms(times: IntArray, stream_time_ms: int | None) -> IntArray:
     """(n,) how far each event time is behind the newest one so far, 0 for a new newest."""
     if len(times) == 0:
@@ -111,13 +140,19 @@ class TerminalStage:
     """Windows by terminal with delayed risk, and the whole feature matrix."""
 
     def __init__(self, settings: StageSettings) -> None:
-        self._windows = entity_state(
-            settings.features.for_stage("terminal_id"),
-            labelled=True,
-            allowed_lateness_ms=settings.allowed_lateness_ms,
-            bytes_max=settings.state_bytes_max,
-        )
+        self._windows = _windows_by_terminal(settings)
         self.assembly = Assembly(settings.features)
+
+    def to_arrays(self) -> Arrays:
+        """The state in canonical form: equal for equal input, however it was cut into blocks."""
+        return prefixed(_WINDOWS, self._windows.to_arrays())
+
+    @classmethod
+    def from_arrays(cls, settings: StageSettings, arrays: Mapping[str, npt.NDArray[Any]]) -> Self:
+        """The reverse of `to_arrays`. StateError if of other features or another allowed lateness."""
+        stage = cls(settings)
+        stage._windows = _windows_by_terminal(settings, under(_WINDOWS, arrays))
+        return stage
 
     @property
     def label_counts(self) -> dict[str, int]:
@@ -149,6 +184,16 @@ class TerminalStage:
     def process(self, rows: Block, labels: Block | None, kinds: BoolArray | None) -> tuple[FloatArray, BoolArray]:
         """`windows`, then `Assembly.of` them: (n, d) float64 features in the set's order, and the late mask."""
         return self.assembly.of(rows, *self.windows(rows, labels, kinds))
+
+
+def _windows_by_terminal(settings: StageSettings, arrays: Arrays | None = None) -> LabelledWindows | StageWindows:
+    return entity_state(
+        settings.features.for_stage("terminal_id"),
+        labelled=True,
+        allowed_lateness_ms=settings.allowed_lateness_ms,
+        bytes_max=settings.state_bytes_max,
+        arrays=arrays,
+    )
 
 
 class Assembly:

@@ -6,120 +6,40 @@ What needs no state (decoding, scoring, encoding) is done once for all batches o
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import orjson
 
+from features.arrays import Arrays, check_like, prefixed, under
 from features.block import Block, BoolArray, FloatArray, Ids, IntArray
 from streams.codec import Dead, decode_together
 from streams.encode import decimal_keys, source_headers
 from streams.log import TP, OutBatch, RecordBatch
 from streams.merge import ArrivalOrder, EventTimeOrder, Merged, Order
 from streams.partitioner import partitions_of
+from streams.pipelines.fraud_sender import Sender, shuffled
 from streams.pipelines.fraud_stages import CardRows, CardStage, TerminalStage, empty_rows, label_targets, late_by_ms
 from streams.rows import Rows
-from streams.shuffle import MessageKind, Sent, ShuffleError, SourcePositions, pack, unpack
+from streams.shuffle import Sent, ShuffleError, SourcePositions, unpack
 from streams.stage import dead_letters, fresh_part
 from streams.topics import BY_TERMINAL, FRAUD_SCORES, LABELS, LATE_EVENTS, TRANSACTIONS
 
 if TYPE_CHECKING:
     from streams.pipelines.fraud import FraudPipeline
 
-__all__ = ["CardTask", "LabelTask", "Sender", "TerminalTask", "Vectors"]
+__all__ = ["CardTask", "LabelTask", "TerminalTask", "Vectors"]
 
 logger = logging.getLogger("headrace.fraud")
 
-#: a source that has nothing to send for so long says so, if it has read its log to the end
-_IDLE_AFTER_S = 1.0
-#: and says it again after so long: a sender that lost its partition without knowing may have said the opposite
-_IDLE_AGAIN_S = 30.0
 #: rows that wait so long are worth a line in the log
 _WAIT_SAID_S = 15.0
+#: before the names of the arrays of a task's parts
+_POSITIONS, _ORDER, _STAGE = "positions/", "order/", "stage/"
 #: column in which each shuffled row remembers the partition that it came from
 _SOURCE_PARTITION = "source_partition"
-
-
-class Sender:
-    """A task that shuffles rows to the terminal stage, with the watermarks and idle marks of rule 5."""
-
-    def __init__(self, pipeline: FraudPipeline, tp: TP) -> None:
-        self.pipeline = pipeline
-        self.source = pipeline.source(tp)
-        self.tp = tp
-        self.next_offset = 0
-        self.watermark_ms: int | None = None
-        self._told_ms: int | None = None
-        self._told_idle = False
-        #: what is in the log may say that this source is idle, from before this task or from this task itself
-        self._may_sleep = True
-        self._idle_told_s = 0.0
-        self._quiet_since: float | None = None
-
-    def sent(self, block: Block, times: IntArray) -> Sent:
-        """The block as what this source sends; ``times`` are its rows' or labels' times."""
-        self.remember(times)
-        self._told_idle = False
-        self._quiet_since = None
-        return Sent(self.source, block, self.watermark_ms)
-
-    def remember(self, times: IntArray) -> None:
-        """How far this source has come: what has the newest time may still come, only what is before is complete, and
-        where events may be out of order, only what is so much older."""
-        if len(times):
-            passed = int(times.max()) - 1 - self.pipeline.watermark_delay_ms
-            self.watermark_ms = passed if self.watermark_ms is None else max(self.watermark_ms, passed)
-
-    def tick(self, now_s: float, at_end: bool) -> list[OutBatch]:
-        """By the sender's clock: tells all target partitions how far this source is, or that it is idle.
-
-        A source that has sent nothing yet is waited for far longer: its first records may be on their way.
-        """
-        if self.pipeline.order == "arrival" or (self._told_idle and now_s - self._idle_told_s < _IDLE_AGAIN_S):
-            return []
-        kind: MessageKind | None = None
-        patience_s = self.pipeline.first_wait_s if self.watermark_ms is None else _IDLE_AFTER_S
-        if self.watermark_ms != self._told_ms:
-            kind = "watermark"
-            self._told_ms = self.watermark_ms
-        elif not at_end:
-            self._quiet_since = None
-        elif self._quiet_since is None:
-            self._quiet_since = now_s
-        elif now_s - self._quiet_since >= patience_s:
-            kind = "idle"
-            self._told_idle = self._may_sleep = True
-            self._idle_told_s = now_s
-        return [] if kind is None else self._mark(kind)
-
-    def wake(self) -> list[OutBatch]:
-        """Tells all target partitions that this source is not idle, if the log may say that it is."""
-        if not self._may_sleep:
-            return []
-        self._may_sleep = self._told_idle = False
-        self._quiet_since = None
-        return self._mark("watermark")
-
-    @property
-    def may_sleep(self) -> bool:
-        """Whether the log may say that this source is idle."""
-        return self._may_sleep
-
-    def _mark(self, kind: MessageKind) -> list[OutBatch]:
-        none = np.empty(0, np.int64)
-        block = Block(self.tp.topic, self.tp.partition, self.next_offset, none, none)
-        return _shuffled(self.pipeline, kind, [Sent(self.source, block, self.watermark_ms)], None)
-
-
-def _shuffled(
-    pipeline: FraudPipeline, kind: MessageKind, sent: Sequence[Sent], targets: IntArray | None
-) -> list[OutBatch]:
-    """The messages of `pack`, a batch for each target partition."""
-    values: dict[int, list[bytes]] = {}
-    for p, value in pack(kind, sent, targets, pipeline.infos[BY_TERMINAL].partitions):
-        values.setdefault(p, []).append(value)
-    return [OutBatch(BY_TERMINAL, of, None, p) for p, of in values.items()]
 
 
 class CardTask(Sender):
@@ -128,6 +48,14 @@ class CardTask(Sender):
     def __init__(self, pipeline: FraudPipeline, tp: TP) -> None:
         super().__init__(pipeline, tp)
         self.stage = CardStage(pipeline.settings)
+
+    def state(self) -> Arrays:
+        """As `Sender.state`, and ``stage/..`` of `CardStage.to_arrays`."""
+        return super().state() | prefixed(_STAGE, self.stage.to_arrays())
+
+    def restore(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        super().restore(arrays)
+        self.stage = CardStage.from_arrays(self.pipeline.settings, under(_STAGE, arrays))
 
     @staticmethod
     def process_run(pipeline: FraudPipeline, parts: Sequence[tuple[CardTask, RecordBatch]]) -> list[OutBatch]:
@@ -149,7 +77,7 @@ class CardTask(Sender):
                 terminals = Ids.concat([s.block.ids["terminal_id"] for s in sent])
                 targets = partitions_of(terminals, pipeline.infos[BY_TERMINAL].partitions)
                 # before what else goes out: the terminal stage is waiting
-                outputs = _shuffled(pipeline, "rows", sent, targets) + outputs
+                outputs = shuffled(pipeline, "rows", sent, targets) + outputs
         return outputs
 
     def _features(self, block: Block) -> CardRows:
@@ -223,7 +151,7 @@ class LabelTask(Sender):
                 n = pipeline.infos[BY_TERMINAL].partitions
                 targets = np.concatenate([label_targets(block, n) for _, block in sent])
                 slim = [task.sent(_slim(block), block.columns["label_time"].astype(np.int64)) for task, block in sent]
-                outputs = _shuffled(pipeline, "labels", slim, targets) + outputs
+                outputs = shuffled(pipeline, "labels", slim, targets) + outputs
         return outputs
 
     def _account(self, batch: RecordBatch, block: Block, dead: list[Dead], outputs: list[OutBatch]) -> None:
@@ -270,6 +198,25 @@ class TerminalTask:
         if pipeline.order == "event_time":
             infos = pipeline.infos
             self.order = EventTimeOrder((t, p) for t in (TRANSACTIONS, LABELS) for p in range(infos[t].partitions))
+
+    def state(self) -> Arrays:
+        """All that `process` depends on, as plain arrays, between two batches; equal for equal logs: ``next_offset``
+        (1,), and ``positions/..``, ``order/..`` and ``stage/..`` as these parts say."""
+        return {
+            "next_offset": np.array([self.next_offset], np.int64),
+            **prefixed(_POSITIONS, self.positions.to_arrays()),
+            **prefixed(_ORDER, self.order.to_arrays()),
+            **prefixed(_STAGE, self.stage.to_arrays()),
+        }
+
+    def restore(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        """The reverse of `state`, on a task that has seen nothing yet. StateError: of another kind of task or state."""
+        check_like(arrays, self.state(), "{}/{}".format(*self.tp))
+        self.next_offset = int(arrays["next_offset"][0])
+        self.positions = SourcePositions.from_arrays(under(_POSITIONS, arrays))
+        self.order.restore(under(_ORDER, arrays))
+        self._forced = self.order.forced
+        self.stage = TerminalStage.from_arrays(self.pipeline.settings, under(_STAGE, arrays))
 
     def tick(self, now_s: float, at_end: bool) -> list[OutBatch]:
         """Nothing to send, this stage's order is its log's; says whom it waits for when that takes long."""

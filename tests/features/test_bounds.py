@@ -121,6 +121,22 @@ def test_a_saved_state_beyond_the_bound_is_refused() -> None:
         EntityWindows.from_arrays(state.to_arrays(), CARDS, allowed_lateness_ms=LATENESS_MS, bytes_max=100_000)
 
 
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("labels", [False, True])
+def test_a_restored_state_needs_no_more_than_it_had(labels: bool, seed: int) -> None:
+    """Else a worker near its bound could not be started again."""
+    state, entity = (terminals(), "terminal_id") if labels else (cards(), "card_id")
+    kind, declared = type(state), TERMINALS if labels else CARDS
+    for ops in pieces(crowd(seed, 4_000, labels), 97):
+        given = blocks_of(ops, entity)
+        _ = state.process(*given) if labels else state.process(given[0])
+        again = kind.from_arrays(
+            state.to_arrays(), declared, allowed_lateness_ms=LATENESS_MS, bytes_max=max(state.nbytes, 40_000)
+        )
+        assert again.nbytes <= state.nbytes
+    assert len(state) > 500
+
+
 @pytest.mark.parametrize("size", [50, 1_000])
 @pytest.mark.parametrize("labelled", [False, True])
 def test_idle_keys_make_room_for_new_ones(labelled: bool, size: int) -> None:

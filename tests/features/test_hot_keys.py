@@ -69,6 +69,13 @@ def test_spills_of_idle_keys_are_dropped() -> None:
     state = EntityWindows(CARDS, allowed_lateness_ms=LATENESS_MS)
     state.process(blocks_of(ops, "card_id")[0])
     assert state._spill.meta[features.spill.ACTIVE] > 0
+    for key in (99, 1):  # 1 had spilled rows
+        idle, fresh = (EntityWindows(CARDS, allowed_lateness_ms=LATENESS_MS) for _ in range(2))
+        idle.process(blocks_of(ops, "card_id")[0])
+        for windows in (idle, fresh):
+            windows.process(blocks_of([Op(10_000, 9_000_000, key, 1.0)], "card_id")[0])
+        assert idle._spill.meta[features.spill.ACTIVE] > 0  # not swept yet
+        assert same_arrays(idle.to_arrays(), fresh.to_arrays())
     later = [Op(10_000 + i, 9_000_000 + i, 99, 1.0) for i in range(200)]
     state.process(blocks_of(later, "card_id")[0])
     assert len(state) == 1

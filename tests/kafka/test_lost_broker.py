@@ -10,6 +10,7 @@ from cluster import Tail, fresh_topics, until
 from proxy import Proxy
 
 from streams.broker import Broker
+from streams.errors import FatalError
 from streams.kafka import KafkaLog
 from streams.log import OutBatch
 from streams.topics import FRAUD_SCORES
@@ -54,3 +55,14 @@ def test_a_consumer_that_forgot_its_broker_begins_anew(
     producer.close()
     assert [out.value for out in tail.by_source.values()] == [b"1", b"2"]
     assert caplog.text.count("begins anew") == 1
+
+
+def test_a_producer_that_forgot_its_broker_ends_by_name(kafka: Broker, proxy: Proxy) -> None:
+    fresh_topics(kafka.bootstrap, 1)
+    producer = KafkaLog(f"127.0.0.1:{proxy.port}", FORGETS).producer()
+    producer.send(OutBatch(FRAUD_SCORES, [b"1"]))
+    assert producer.flush(30) == 0
+    forget(proxy)
+    producer.send(OutBatch(FRAUD_SCORES, [b"2"]))
+    with pytest.raises(FatalError, match=r"producer-lost-broker.* with 1 records"):
+        until(lambda: producer.flush(1.0) == 0, "the end of this producer")

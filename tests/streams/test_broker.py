@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +19,7 @@ import pytest
 
 from streams import kafka_jars
 from streams.broker import Broker, BrokerError, free_port
+from streams.errors import ConfigError
 from streams.kafka_jars import cache_dir, fetch_jars, kafka_available
 from streams.log import TP, OutBatch, TopicInfo, connect
 
@@ -150,6 +153,27 @@ def test_a_port_in_use_is_said_with_the_remedy() -> None:
         assert errors == (
             f"headrace broker: port {port} on 127.0.0.1 is in use: stop what listens there or choose another --port\n"
         )
+
+
+def test_data_that_is_no_folder_to_write_to_is_wrong_use(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    for data in (file, file / "below", Path("/proc/nothing")):
+        with command("--port", 0, "--data", data) as process:
+            out, errors = process.communicate(timeout=30)
+        assert (process.returncode, out) == (2, "")
+        [line] = errors.splitlines()
+        assert line.startswith(f"headrace broker: --data {data}: ") and "name a folder" in line
+
+
+def test_data_without_permission_is_wrong_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    # the tests may run as root, to whom nothing is forbidden
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    with pytest.raises(ConfigError, match=r"--data .*: Permission denied; name a folder that you may write to"):
+        Broker.start(data=tmp_path)
 
 
 @pytest.fixture

@@ -292,12 +292,12 @@ def test_ranges_that_are_none(headrace: Headrace, files: Files, option: list[str
 def test_training_that_cannot_be(headrace: Headrace, files: Files, tmp_path: Path) -> None:
     early = ["--train", "2024-01-08:2024-01-21", "--test", "2024-01-22:2024-01-28"]
     result = headrace("train", *files.options, *early, "--models", tmp_path / "m")
-    assert result.code == 1 and "before the labels of the training range are known" in result.err
+    assert result.code == 2 and "before the labels of the training range are known" in result.err
     empty = ["--train", "2023-01-08:2023-01-21", "--test", "2024-01-24:2024-01-28"]
     result = headrace("train", *files.options, *empty, "--models", tmp_path / "m")
     assert result.code == 1 and "both classes needed" in result.err
     result = headrace("train", *files.options, *RANGES, "--models", tmp_path / "m", "--name", "champion")
-    assert result.code == 1 and "model name: 'champion'" in result.err
+    assert result.code == 2 and "--name: model name: 'champion'" in result.err
     assert not (tmp_path / "m").exists()
 
 
@@ -321,7 +321,7 @@ def test_any_text_model_of_named_features(headrace: Headrace, model_text: Callab
     unknown = headrace(*add, "--from", model_text("amount", "mood"))
     assert unknown.code == 1
     assert "the model needs mood" in unknown.err and "terminal_risk_30d" in unknown.err
-    assert headrace(*add, "--from", tmp_path / "none.txt").code == 1
+    assert headrace(*add, "--from", tmp_path / "none.txt").code == 2
     (tmp_path / "no_model.txt").write_text("tree of life")
     assert headrace(*add, "--from", tmp_path / "no_model.txt").code == 1
     assert len(Registry(tmp_path).entries()) == 2
@@ -334,7 +334,57 @@ def test_show_says_which_predictor_and_why(headrace: Headrace, models: Path) -> 
     assert shown["aliases"] == ["champion"] and shown["features"] == list(DEFAULT.names)
     assert set(shown["predictor_us_per_row"]) == {"lightgbm", "compiled"}
     missing = headrace("models", "show", "fraud@7", "--models", models)
-    assert missing.code == 1 and "there: fraud@1" in missing.err
+    assert missing.code == 2 and "there: fraud@1" in missing.err
+
+
+def test_a_name_alone_is_its_champion_or_its_newest(
+    headrace: Headrace, model_text: Callable[..., Path], tmp_path: Path
+) -> None:
+    where = ["--models", tmp_path]
+    for name, alias in (("a", ["--alias", "champion"]), ("a", []), ("b", []), ("b", [])):
+        assert headrace("models", "add", "--from", model_text("amount"), "--name", name, *alias, *where).code == 0
+    assert headrace("models", "show", "a", *where, "--json").figures["model"] == "a@1"
+    assert headrace("models", "show", "b", *where, "--json").figures["model"] == "b@2"
+    unknown = headrace("models", "show", "c", *where)
+    assert unknown.code == 2 and "there: a@1, a@2, b@1, b@2" in unknown.err
+    which = headrace("models", "promote", "b", *where)
+    assert which.code == 2 and "which version?" in which.err
+    assert Registry(tmp_path).aliases() == {"champion": "a@1"}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["models", "list"],
+        ["models", "show", "champion"],
+        ["models", "promote", "a@1"],
+        ["models", "rollback"],
+        ["score", "--from", "x.parquet", "--to", "s.parquet"],
+        ["run", "--pipeline", "fraud"],
+        ["verify"],
+    ],
+)
+def test_a_registry_that_is_not_there_is_wrong_use(headrace: Headrace, tmp_path: Path, words: list[str]) -> None:
+    result = headrace(*words, "--models", tmp_path / "none")
+    assert result.code == 2
+    assert f"headrace {words[0]}: --models {tmp_path / 'none'}: not there; name a registry" in result.err
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("command", [["run", "--pipeline", "fraud"], ["verify"]])
+def test_another_set_than_the_champion_s_is_named(
+    headrace: Headrace, model_text: Callable[..., Path], tmp_path: Path, command: list[str]
+) -> None:
+    where = ["--models", tmp_path]
+    nothing = headrace(*command, *where)
+    assert nothing.code == 2 and "'champion' is not in" in nothing.err
+    add = ["models", "add", "--from", model_text("amount"), "--name", "a", "--set", "rich", "--alias", "champion"]
+    assert headrace(*add, *where).code == 0
+    result = headrace(*command, *where, "--set", "default")
+    assert result.code == 2
+    assert "--set default: the champion a@1 of" in result.err
+    assert "was made for set rich; leave --set out, or give --set rich, or promote a model of set" in result.err
+    assert RICH.schema_hash not in result.err
 
 
 def test_promote_and_roll_back(headrace: Headrace, model_text: Callable[..., Path], tmp_path: Path) -> None:
@@ -351,7 +401,7 @@ def test_promote_and_roll_back(headrace: Headrace, model_text: Callable[..., Pat
     assert headrace("models", "rollback", *where).out == "a@2 is champion again\n"
     assert registry.aliases() == {"champion": "a@2"} and registry.previous is None
     assert headrace("models", "rollback", *where).code == 1
-    assert headrace("models", "promote", "a@9", *where).code == 1
+    assert headrace("models", "promote", "a@9", *where).code == 2
 
 
 def test_a_damaged_package_does_not_become_champion(
@@ -406,7 +456,7 @@ def test_scores_of_some_lines_with_other_fields(headrace: Headrace, models: Path
 
 def test_scores_need_a_model(headrace: Headrace, files: Files, tmp_path: Path) -> None:
     result = headrace("score", *files.options, "--models", tmp_path, "--to", tmp_path / "s.parquet")
-    assert result.code == 1 and "'champion' is not in" in result.err
+    assert result.code == 2 and "'champion' is not in" in result.err
 
 
 # --- wrong use ---

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import threading
 import uuid
 from collections.abc import Iterator
@@ -18,7 +19,10 @@ import pytest
 from fraud_logs import NOW, transaction
 from workers import until
 
+from streams.broker import free_port
+from streams.cli.broker_wait import addresses, await_broker
 from streams.cli.main import main
+from streams.config import Settings
 from streams.log import OutBatch, connect
 from streams.memory import MemoryLog, MemoryProducer
 from streams.topics import FRAUD_SCORES, TRANSACTIONS, all_topics
@@ -64,6 +68,129 @@ def test_produce_sends_keys_that_the_topic_wants(url: str, tmp_path: Path, capsy
     assert main([*read, "--envelope"]) == 0
     keys = sorted(json.loads(line)["key"] for line in out.read_text().splitlines())
     assert keys == ["1", "1", "1", "c-0", "c-1", "c-2"]
+
+
+def test_produce_refuses_a_key_that_the_records_do_not_have(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["topics", "create", "--bootstrap", url])
+    path = tmp_path / "mixed.jsonl"
+    path.write_bytes(b'{"shop": 1, "amount": 2}\n\nnot json\n[1]\n{"shop": null}\n{"amount": 3, "card": 4}\n')
+    words = ["produce", "--topic", TRANSACTIONS, "--from", str(path), "--bootstrap", url, "--key"]
+    capsys.readouterr()
+    assert main([*words, "shop"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line == (
+        f"headrace produce: --key shop: {path}, line 6 has no such field; it has amount, card. Nothing was sent"
+    )
+    log = MemoryLog.named(url.removeprefix("memory://"))
+    assert not any(p.rows for p in log.partitions(TRANSACTIONS))
+    # what is no object has no fields to be named: it is sent, and ends in the dead letters
+    path.write_bytes(b'{"shop": 1, "amount": 2}\n\nnot json\n[1]\n{"shop": null}\n')
+    assert main([*words, "shop"]) == 0
+    assert sum(len(p.rows) for p in log.partitions(TRANSACTIONS)) == 4
+
+
+def test_produce_says_what_was_sent_before_a_record_without_the_key(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["topics", "create", "--bootstrap", url])
+    table = pa.table({"shop": [1] * 8192 + [2]})
+    pq.write_table(table, tmp_path / "shops.parquet")
+    words = ["produce", "--topic", TRANSACTIONS, "--bootstrap", url]
+    capsys.readouterr()
+    assert main([*words, "--from", str(tmp_path / "shops.parquet"), "--key", "card"]) == 2
+    assert "row 1 has no such field; it has shop. Nothing was sent" in capsys.readouterr().err
+    path = tmp_path / "long.jsonl"
+    path.write_bytes(b'{"card": 1}\n' * 200_000 + b"{}\n")
+    assert main([*words, "--from", str(path), "--key", "card"]) == 2
+    err = capsys.readouterr().err
+    log = MemoryLog.named(url.removeprefix("memory://"))
+    sent = sum(len(p.rows) for p in log.partitions(TRANSACTIONS))
+    assert 0 < sent < 200_000
+    assert f"line 200001 has no such field; it has none. The {sent:,} records before were sent" in err
+
+
+def test_consume_says_that_a_topic_is_empty_and_how_long_it_waits(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["topics", "create", "--bootstrap", url])
+    words = ["consume", "--topic", FRAUD_SCORES, "--to", str(tmp_path / "o.jsonl"), "--bootstrap", url]
+    capsys.readouterr()
+    assert main([*words, "--idle", "0.2"]) == 0
+    out = capsys.readouterr()
+    assert out.err == "fraud-scores is empty: waiting 0.2 s (--idle)\n"
+    assert out.out == f"0 records of fraud-scores in {tmp_path / 'o.jsonl'}\n"
+    connect(url).producer().send(OutBatch(FRAUD_SCORES, [b"1"], None, 0))
+    assert main([*words, "--idle", "0.2"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_an_envelope_is_one_line_whatever_its_value(url: str, tmp_path: Path) -> None:
+    main(["topics", "create", "--bootstrap", url])
+    connect(url).producer().send(OutBatch(FRAUD_SCORES, [b'{\n "a":\r\n 1}'], None, 0))
+    out = tmp_path / "o.jsonl"
+    words = ["consume", "--topic", FRAUD_SCORES, "--bootstrap", url, "--idle", "0.1", "--envelope", "--to"]
+    assert main([*words, str(out)]) == 0
+    [line] = out.read_bytes().splitlines()
+    assert orjson.loads(line)["value"] == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["topics", "create"],
+        ["produce", "--topic", TRANSACTIONS, "--from", "EVENTS"],
+        ["consume", "--topic", TRANSACTIONS, "--to", "-"],
+        ["verify"],
+        ["dead-letters", "list"],
+        ["dead-letters", "retry", "--all"],
+    ],
+)
+def test_what_does_one_thing_does_not_wait_for_ever_for_a_broker(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    monkeypatch.setattr("streams.cli.broker_wait._SAY_S", 0.1)
+    monkeypatch.setattr("streams.cli.broker_wait._GIVE_UP_S", 0.6)
+    where = f"127.0.0.1:{free_port()}"
+    path = str(events(tmp_path))
+    assert main([path if word == "EVENTS" else word for word in words] + ["--bootstrap", where]) == 1
+    waiting, failed = capsys.readouterr().err.splitlines()
+    assert waiting.startswith(f"waiting for a broker at {where} (Connection refused), for ")
+    assert failed == (
+        f"headrace {words[0]}: no broker at {where} for 1 s (Connection refused): start it (see `headrace broker`) "
+        "or name another with --bootstrap"
+    )
+
+
+def test_a_broker_that_comes_late_is_waited_for(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streams.cli.broker_wait._SAY_S", 0.0)
+    port = free_port()
+    with socket.socket() as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        waiting = threading.Thread(target=await_broker, args=[Settings(bootstrap=f"127.0.0.1:1,127.0.0.1:{port}")])
+        waiting.start()
+        until(lambda: "waiting for a broker" in capsys.readouterr().err, "word of the wait")
+        server.bind(("127.0.0.1", port))
+        server.listen()
+        waiting.join(10)
+        assert not waiting.is_alive()
+
+
+@pytest.mark.parametrize(
+    ("bootstrap", "found"),
+    [
+        ("a:1,b:22", [("a", 1), ("b", 22)]),
+        ("PLAINTEXT://a.b-c:9092", [("a.b-c", 9092)]),
+        ("[::1]:9092", [("::1", 9092)]),
+        ("a", []),
+        ("a:1,b", []),
+    ],
+)
+def test_addresses_of_a_bootstrap(bootstrap: str, found: list[tuple[str, int]]) -> None:
+    assert addresses(bootstrap) == found
 
 
 def test_parquet_goes_through_and_comes_out_as_lines(url: str, tmp_path: Path) -> None:
@@ -152,7 +279,7 @@ def test_run_scores_until_it_is_told_to_stop(url: str, tmp_path: Path, capsys: p
 
     def stop_when_scored() -> None:
         try:
-            until(lambda: sum(map(len, log.partitions(FRAUD_SCORES))) == 5, "five scores", 60)
+            until(lambda: sum(len(p.rows) for p in log.partitions(FRAUD_SCORES)) == 5, "five scores", 60)
         finally:
             os.kill(os.getpid(), signal.SIGTERM)
 

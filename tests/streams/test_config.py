@@ -27,6 +27,13 @@ def test_what_is_nearer_wins(tmp_path: Path) -> None:
     assert load_settings(None, {}) == Settings()
 
 
+def test_transactions_are_committed_more_often(tmp_path: Path) -> None:
+    assert load_settings(None, {}).commit_interval_ms == 1000
+    assert load_settings(None, {"HEADRACE_DELIVERY": "exactly_once"}).commit_interval_ms == 100
+    path = toml(tmp_path, 'commit_interval_ms = 250\ndelivery = "exactly_once"\n')
+    assert load_settings(path, {}).commit_interval_ms == 250
+
+
 def test_the_environment_gives_numbers_and_flags() -> None:
     env = {"HEADRACE_PARTITIONS": "12", "HEADRACE_LOG_FEATURES": "FALSE", "HEADRACE_BATCH_RECORDS": "1"}
     got = load_settings(None, env)
@@ -43,6 +50,8 @@ def test_the_environment_gives_numbers_and_flags() -> None:
         ("partitions = 0", "setting partitions: 0 is below 1"),
         ("commit_interval_ms = 0", "setting commit_interval_ms: 0 is below 10"),
         ('order = "time"', "setting order: 'time' is not one of arrival, event_time"),
+        ('delivery = "twice"', "setting delivery: 'twice' is not one of at_least_once, exactly_once"),
+        ('[kafka]\nproducer.transactional.id = "x"', "kafka.producer.transactional.id: 'x' would make every producer"),
         ("log_features = 3", "setting log_features: 3 is neither true nor false"),
         ("group = 5", "setting group: 5 is not text"),
         ('kafka = "x"', r"setting kafka: 'x' is not a table; write \[kafka\]"),

@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from numba import njit
 from rich.console import Console
 
 from streams.demo import Demo
 from streams.demo_plan import HISTORY_DAYS, DemoSettings, make_plan
 from streams.demo_report import Accounts
+from streams.demo_warm import compilations
 from streams.errors import ConfigError
 from streams.simulator import DAY_MS
 from streams.simulator_stream import Chunk, StreamRecord, Tag
@@ -114,6 +116,10 @@ def check_live(figures: dict[str, Any], backend: str) -> None:
 def test_on_the_log_in_process(tmp_path: Path) -> None:
     with demo(tmp_path, "--memory", "--seconds", "3", "--rate", "300") as process:
         assert "asked for by --memory" in "".join(read_until(process, "kafka"))
+        kernels = read_until(process, "kernels: done")[-1]
+        assert kernels.rstrip().endswith(
+            ("  compiled by numba, kept beside the source", "  kept from an earlier start")
+        )
         figures = ended(process, tmp_path)
     check_live(figures, "memory")
     assert figures["seconds"] == pytest.approx(3, abs=1)
@@ -165,6 +171,18 @@ def test_nothing_outlives_a_demo_that_is_killed(tmp_path: Path) -> None:
 def test_wrong_use_names_the_option(field: str, value: float) -> None:
     with pytest.raises(ConfigError, match=f"^--{field} "):
         DemoSettings(**{field: value})  # type: ignore[arg-type]
+
+
+def test_kernels_that_numba_compiles_are_counted_and_those_it_has_are_not() -> None:
+    double = njit(lambda x: 2 * x)
+    with compilations() as count:
+        assert double(2) == 4
+        assert count() == 1
+        assert double(3) == 6
+    assert count() == 1
+    with compilations() as count:
+        assert double(4) == 8
+    assert count() == 0
 
 
 def _quiet() -> Console:

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from streams.livescreen import LiveScreen
-from streams.liveview import BINS, DemoSnapshot, DemoView, HighScore, Phase, plain_line, summary
+from streams.liveview import BINS, DemoSnapshot, DemoView, HighScore, Phase, phase_list, plain_line, summary
 
 PHASES = (
     Phase("starting Kafka", "done", 4.2, "Apache Kafka 4.1.0"),
@@ -168,6 +168,23 @@ def test_summary_accounts_for_every_transaction() -> None:
     twice = dataclasses.replace(LIVE, scored=22_950)
     assert "✗" in text_of(twice) and "4 counted more than once" in text_of(twice)
     assert "✓" not in text_of(LIVE) and "duplicates 43  ok" in text_of(whole, ascii_only=True)
+
+
+@pytest.mark.parametrize("ascii_only", [False, True])
+@pytest.mark.parametrize("width", [40, 80, 100])
+def test_what_is_left_at_the_end_is_whole_and_no_wider_than_the_terminal(width: int, ascii_only: bool) -> None:
+    reason = "no Kafka, the log in this process instead: java is version 11.0.21, too old: install version 17 or newer"
+    phases = (Phase("kafka", "done", 0.1, reason), Phase("history", "done", 12.3, "75 days, 2,226,233 payments"))
+    large = dataclasses.replace(LIVE, received=123_456_789, scored=123_456_723, backend="x" * 70)
+    console = Console(record=True, width=width, file=io.StringIO(), _environ={})
+    console.print(phase_list(phases, ascii_only))
+    console.print(summary(large, ascii_only=ascii_only))
+    lines = console.export_text().splitlines()
+    assert max(map(len, lines)) <= width
+    words = " ".join(lines).replace("│", " ").split()
+    for value in [*reason.split(), "2,226,233", "123,456,789", "123,456,723", "23", "43"]:
+        assert value in words
+    assert "".join(words).count("x") >= 70 and "…" not in "".join(words)
 
 
 def test_without_a_terminal_a_plain_line_every_few_seconds() -> None:

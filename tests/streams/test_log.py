@@ -10,7 +10,19 @@ from collections.abc import Callable, Iterator, Mapping
 import pytest
 
 from streams.errors import FatalError
-from streams.log import TP, CommitFailed, Log, LogConsumer, OutBatch, RecordBatch, TopicInfo, connect
+from streams.log import (
+    TP,
+    CommitFailed,
+    Log,
+    LogConsumer,
+    LogUnavailable,
+    Membership,
+    OutBatch,
+    RecordBatch,
+    TopicInfo,
+    TransactionalProducer,
+    connect,
+)
 
 
 @pytest.fixture(params=["memory", pytest.param("kafka", marks=pytest.mark.kafka)])
@@ -37,8 +49,10 @@ class Listener:
         self.start = start
         self.events: list[tuple[str, list[TP]]] = []
         self.before_revoke: Callable[[list[TP]], None] = lambda _: None
+        self.membership: Membership = None
 
     def on_assign(self, partitions: list[TP]) -> Mapping[TP, int | None]:
+        self.membership = self.consumer.membership()
         self.events.append(("assign", partitions))
         committed = self.consumer.committed(partitions)
         return {tp: self.start if self.start is not None else committed[tp] or 0 for tp in partitions}
@@ -274,3 +288,147 @@ def test_ten_megabytes_pass(log: Log, topic: str, group: str) -> None:
     consumer, _ = member(log, group, topic)
     [batch] = read(consumer, 1)
     assert batch.values == [value]
+
+
+# --- transactions ---
+
+
+@pytest.fixture
+def producers(log: Log) -> Iterator[Callable[[str], TransactionalProducer]]:
+    """Makes transactional producers, closed after the test."""
+    made: list[TransactionalProducer] = []
+
+    def make(transactional_id: str) -> TransactionalProducer:
+        producer = log.transactional_producer(transactional_id)
+        made.append(producer)
+        producer.init()
+        return producer
+
+    yield make
+    for producer in made:
+        producer.close()
+
+
+Producers = Callable[[str], TransactionalProducer]
+
+
+def put(producer: TransactionalProducer, topic: str, *values: bytes) -> None:
+    """Begins a transaction with these records on partition 0, and waits until they are in the log."""
+    producer.begin()
+    assert producer.send(OutBatch(topic, values, None, 0)) == len(values)
+    assert producer.flush(10) == 0
+
+
+def commit(producer: TransactionalProducer, offsets: Mapping[TP, int], membership: Membership) -> None:
+    while True:
+        try:
+            return producer.commit(offsets, membership, 5.0)
+        except LogUnavailable:
+            continue
+
+
+def test_a_transaction_is_seen_when_it_is_committed_and_takes_offsets(
+    log: Log, topic: str, group: str, producers: Producers
+) -> None:
+    tp, producer = TP(topic, 0), producers(f"x-{group}")
+    consumer, _ = member(log, group, topic)
+    poll_until_assigned(consumer, 2)
+    put(producer, topic, b"a", b"b")
+    assert read(consumer, 1, turns=5) == [], "not yet committed"
+    assert not consumer.at_end(tp)
+    assert consumer.offset_range(tp) == (0, 0), "what is open is not to be waited for"
+    commit(producer, {}, None)
+    assert [(o, v) for b in read(consumer, 2) for o, v in zip(b.offsets, b.values, strict=True)] == [
+        (0, b"a"),
+        (1, b"b"),
+    ]
+    put(producer, topic, b"never")
+    producer.abort(10)
+    put(producer, topic, b"c")
+    commit(producer, {}, None)
+    [batch] = read(consumer, 1)
+    # 2 and 4 are markers, 3 was aborted
+    assert (batch.values, batch.offsets, batch.next_offset) == ([b"c"], [5], 6)
+    deadline = time.monotonic() + 20
+    while not consumer.at_end(tp) and time.monotonic() < deadline:
+        assert consumer.poll(0.1, 10) == []
+    assert consumer.at_end(tp) and consumer.position(tp) == 7
+    assert consumer.offset_range(tp) == (0, 7)
+
+
+def test_offsets_count_with_their_transaction(log: Log, topic: str, group: str, producers: Producers) -> None:
+    tp, producer = TP(topic, 1), producers(f"x-{group}")
+    send(log, OutBatch(topic, [b"x"] * 5, None, 1))
+    consumer, listener = member(log, group, topic)
+    read(consumer, 5)
+    put(producer, topic, b"out")
+    commit(producer, {tp: 3}, listener.membership)
+    assert consumer.committed([tp]) == {tp: 3}
+    put(producer, topic, b"never")
+    producer.abort(10)
+    assert consumer.committed([tp]) == {tp: 3}
+    producer.begin()
+    commit(producer, {tp: 5}, listener.membership)
+    assert consumer.committed([tp]) == {tp: 5}
+
+
+def test_who_is_no_longer_in_the_group_as_it_was_commits_nothing(
+    log: Log, topic: str, group: str, producers: Producers
+) -> None:
+    tp, producer = TP(topic, 0), producers(f"x-{group}")
+    send(log, OutBatch(topic, [b"x"] * 5, None, 0))
+    first, listener = member(log, group, topic)
+    read(first, 5)
+    before = listener.membership
+    second, _ = member(log, group, topic)
+    for _ in range(200):
+        first.poll(0.05, 10)
+        second.poll(0.05, 10)
+        if second.assignment():
+            break
+    put(producer, topic, b"late")
+    with pytest.raises(CommitFailed):
+        commit(producer, {tp: 5}, before)
+    producer.abort(10)
+    assert first.committed([tp]) == {tp: None}
+    for _ in range(5):  # both learn of the generation in which the group has come to rest
+        first.poll(0.1, 10)
+        second.poll(0.1, 10)
+    put(producer, topic, b"again")
+    commit(producer, {tp: 5}, listener.membership)
+    assert first.committed([tp]) == {tp: 5}
+    first.close()
+    put(producer, topic, b"left")
+    with pytest.raises(CommitFailed):
+        commit(producer, {tp: 6}, listener.membership)
+    producer.abort(10)
+    assert second.committed([tp]) == {tp: 5}
+
+
+def test_a_second_producer_with_the_id_fences_the_first(log: Log, topic: str, group: str, producers: Producers) -> None:
+    first = producers(f"x-{group}")
+    put(first, topic, b"of the first")
+    second = producers(f"x-{group}")
+    put(second, topic, b"of the second")
+    with pytest.raises(FatalError, match="transaction-fenced: transactional id x-"):
+        commit(first, {}, None)
+    commit(second, {}, None)
+    consumer, _ = member(log, group, topic)
+    assert [v for b in read(consumer, 1) for v in b.values] == [b"of the second"]
+    assert read(consumer, 1, turns=3) == []
+
+
+def test_a_transaction_that_stays_open_is_ended(log: Log, topic: str, group: str, producers: Producers) -> None:
+    if not log.url.startswith("memory"):
+        pytest.skip("a broker looks for these every 10 s; tests/kafka/test_exactly_once.py kills a worker")
+    now = [0.0]
+    log.clock = lambda: now[0]  # type: ignore[attr-defined]
+    consumer, _ = member(log, group, topic)
+    poll_until_assigned(consumer, 2)
+    producer = producers("x")
+    put(producer, topic, b"never")
+    now[0] += 20.0
+    send(log, OutBatch(topic, [b"after"], None, 0))
+    assert [v for b in read(consumer, 1) for v in b.values] == [b"after"]
+    with pytest.raises(FatalError, match="open for more than 15 s"):
+        commit(producer, {}, None)

@@ -6,13 +6,17 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from features.block import Block, Ids
+from features.plan import StateError
 from streams.merge import ArrivalOrder, EventTimeOrder, Merged, Order
+from streams.row_arrays import rows_from_arrays, rows_to_arrays
 from streams.rows import Rows
 from streams.shuffle import MessageKind, Shuffled, Source
+from tests.features.streams_of_rows import same_arrays
 
 #: (time, 0 = label, 1 = row, transaction id, source partition)
 Item = tuple[int, int, int, int]
@@ -130,6 +134,56 @@ def test_any_interleaving_gives_the_same_order(
         got += push(order, message) if data.draw(st.booleans()) else (order.push(message) or [])
     assert got + items(order.due()) == expected
     assert (order.forced, order.late) == (0, 0)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(sources(), st.sampled_from([2, 5, 1_000]), st.data())
+def test_an_order_goes_on_where_its_arrays_end(
+    given_sources: list[tuple[Sender, list[list[tuple[int, int]]]]], rows_max: int, data: st.DataObject
+) -> None:
+    """Also before some source has been heard of, while rows wait, and with rows that are forced."""
+    names = [sender.name for sender, _ in given_sources]
+    whole, cut = EventTimeOrder(names, rows_max), EventTimeOrder(names, rows_max)
+    for message in interleaved(data.draw, given_sources):
+        saved = cut.to_arrays()
+        cut = EventTimeOrder(names, rows_max)
+        cut.restore(saved)
+        assert same_arrays(cut.to_arrays(), saved)
+        assert cut.waits_for() == whole.waits_for()
+        assert push(cut, message) == push(whole, message)
+        assert (cut.waiting, cut.forced, cut.late) == (whole.waiting, whole.forced, whole.late)
+    assert same_arrays(cut.to_arrays(), whole.to_arrays())
+
+
+def test_rows_of_several_layouts_with_texts_wait_in_the_arrays() -> None:
+    def rows(ids: list[int | str], extra: list[bytes | None] | None, **columns: Any) -> Rows:
+        n = np.arange(len(ids))
+        return Rows.of(Block("t", 0, 0, n, n + 5, {"transaction_id": Ids.of(ids)}, {"event_time": n, **columns}, extra))
+
+    parts = [
+        rows([1, 2], None),
+        rows(["a", 2, "\0\ud7ff"], [b'{"x":1}', None, b""], amount=np.array([0.1, np.nan, -0.0])),
+        rows([3, 4], None),
+        rows([5, 6], None, late=np.array([True, False])).take(np.array([1])),
+    ]
+    arrays = rows_to_arrays(parts)
+    assert len(arrays["layouts"]) == 3
+    assert all(array.dtype.kind in "iuS" for array in arrays.values())
+    back = rows_from_arrays(arrays)
+    assert [(b.layout, b.words.tobytes(), b.texts) for b in back] == [
+        (p.layout, p.words.tobytes(), p.texts) for p in parts
+    ]
+    assert rows_from_arrays(rows_to_arrays([])) == []
+
+
+def test_an_order_is_saved_only_when_all_that_is_due_was_taken() -> None:
+    a = Sender("rows", 0)
+    for order in (ArrivalOrder(), EventTimeOrder([a.name])):
+        order.push(Sender("rows", 0).send((10, 1), (20, 2)))
+        with pytest.raises(StateError, match="take what is due first"):
+            order.to_arrays()
+        order.due()
+        order.to_arrays()
 
 
 def test_nothing_is_due_before_every_source_has_passed_it() -> None:

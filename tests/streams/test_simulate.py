@@ -143,7 +143,7 @@ def test_into_a_log_whose_topics_come_later(
     assert main(["simulate", "--bootstrap", f"memory://{name}", "--rate", "400", "--seconds", "0.5", "--json"]) == 0
     out, err = capsys.readouterr()
     figures = json.loads(out.splitlines()[-1])
-    sent = sum(len(rows) for rows in log.partitions(TRANSACTIONS))
+    sent = sum(len(p.rows) for p in log.partitions(TRANSACTIONS))
     assert figures["transactions"] == sent > 0
     assert "waiting for topics transaction-labels, transactions: create them with `headrace topics create`" in err
     assert "sending to transactions" in err

@@ -59,7 +59,7 @@ def events(n: int, first: int = 0, start: int = NOW) -> tuple[list[Record], list
 
 
 def scored(log: MemoryLog, n: int) -> None:
-    until(lambda: sum(map(len, log.partitions(FRAUD_SCORES))) >= n, f"{n} scores")
+    until(lambda: sum(len(p.rows) for p in log.partitions(FRAUD_SCORES)) >= n, f"{n} scores")
 
 
 def live(log: MemoryLog, order: str, group: str, features: FeatureSet = DEFAULT) -> None:
@@ -105,7 +105,8 @@ def test_every_kind_of_difference_is_found(capsys: pytest.CaptureFixture[str], q
 
     assert main([*words, "--set", "rich"]) == 2
     assert "are of another feature set: card_count_10m" in capsys.readouterr().err
-    records = log.partitions(FRAUD_SCORES)[1]
+    records = log.partitions(FRAUD_SCORES)[1].rows
+    assert records[4] is not None and records[5] is not None
     (stamp, key, value, headers), (*other, lost_headers) = records[4:6]
     source, lost = (dict(h)["source"].decode() for h in (headers, lost_headers))
     changed = orjson.loads(value or b"")

@@ -6,13 +6,14 @@ import threading
 import time
 import uuid
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 from workers import FAST, CountingPipeline, Running, committed, end_offsets, names, read_all, send, until, values_of
 
 from streams.log import TP, Log, OutBatch, RecordBatch, connect
-from streams.worker import runs_of
+from streams.pipeline import runs_of
 
 
 @pytest.fixture(params=["memory", pytest.param("kafka", marks=pytest.mark.kafka)])
@@ -20,6 +21,12 @@ def log(request: pytest.FixtureRequest) -> Log:
     if request.param == "memory":
         return connect(f"memory://{uuid.uuid4().hex}")
     return connect(f"headrace://{request.getfixturevalue('kafka').bootstrap}", {"consumer.session.timeout.ms": 6000})
+
+
+@pytest.fixture(params=["at_least_once", "exactly_once"])
+def new_id(request: pytest.FixtureRequest) -> Callable[[], str | None]:
+    """Transactional ids for workers, None for at least once."""
+    return lambda: None if request.param == "at_least_once" else f"x-{uuid.uuid4().hex}"
 
 
 def expected(values: list[bytes], partitions: int = 4) -> set[bytes]:
@@ -35,10 +42,10 @@ def distinct(n: int) -> object:
     return lambda batches: len(set(values_of(batches))) >= n
 
 
-def test_every_record_goes_through_once_and_is_committed(log: Log) -> None:
+def test_every_record_goes_through_once_and_is_committed(log: Log, new_id: Callable[[], str | None]) -> None:
     source, output, group = names()
     values = [b"v%d" % i for i in range(1000)]
-    worker = Running(log, CountingPipeline(source, output), group)
+    worker = Running(log, CountingPipeline(source, output), group, transactional_id=new_id())
     assert worker.ready.wait(30)
     send(log, source, values)
     got = values_of(read_all(log, output, distinct(1000)))
@@ -47,15 +54,15 @@ def test_every_record_goes_through_once_and_is_committed(log: Log) -> None:
     assert committed(log, group, source) == dict.fromkeys(range(4), 250)
 
 
-def test_state_comes_back_by_replay_and_nothing_is_sent_again(log: Log) -> None:
+def test_state_comes_back_by_replay_and_nothing_is_sent_again(log: Log, new_id: Callable[[], str | None]) -> None:
     source, output, group = names()
     values = [b"v%d" % i for i in range(400)]
-    first = Running(log, CountingPipeline(source, output), group)
+    first = Running(log, CountingPipeline(source, output), group, transactional_id=new_id())
     assert first.ready.wait(30)
     send(log, source, values[:200])
     read_all(log, output, distinct(200))
     assert first.stop() == 0
-    second = Running(log, CountingPipeline(source, output), group)
+    second = Running(log, CountingPipeline(source, output), group, transactional_id=new_id())
     assert second.ready.wait(30)
     assert second.pipeline.replayed == 200
     send(log, source, values[200:], first=200)
@@ -64,10 +71,10 @@ def test_state_comes_back_by_replay_and_nothing_is_sent_again(log: Log) -> None:
     assert Counter(got) == Counter(expected(values))
 
 
-def test_two_and_three_workers_share_and_one_leaves(log: Log) -> None:
+def test_two_and_three_workers_share_and_one_leaves(log: Log, new_id: Callable[[], str | None]) -> None:
     source, output, group = names()
     values = [b"v%d" % i for i in range(6000)]
-    running = [Running(log, CountingPipeline(source, output), group)]
+    running = [Running(log, CountingPipeline(source, output), group, transactional_id=new_id())]
     assert running[0].ready.wait(30)
 
     feeding = threading.Thread(
@@ -75,7 +82,7 @@ def test_two_and_three_workers_share_and_one_leaves(log: Log) -> None:
     )
     feeding.start()
     for _ in range(2):
-        running.append(Running(log, CountingPipeline(source, output), group))
+        running.append(Running(log, CountingPipeline(source, output), group, transactional_id=new_id()))
         assert running[-1].ready.wait(30)
     assert running[1].stop() == 0
     feeding.join()
@@ -85,7 +92,7 @@ def test_two_and_three_workers_share_and_one_leaves(log: Log) -> None:
     assert len(got) == 6000, "a clean rebalance sends nothing twice"
 
 
-def test_a_record_behind_a_slow_one_is_never_committed_first(log: Log) -> None:
+def test_a_record_behind_a_slow_one_is_never_committed_first(log: Log, new_id: Callable[[], str | None]) -> None:
     source, output, group = names()
     pipeline = CountingPipeline(source, output)
     inside, go_on = threading.Event(), threading.Event()
@@ -96,7 +103,7 @@ def test_a_record_behind_a_slow_one_is_never_committed_first(log: Log) -> None:
             go_on.wait(20)
 
     pipeline.before = hold
-    worker = Running(log, pipeline, group, replace(FAST, batch_records=1))
+    worker = Running(log, pipeline, group, replace(FAST, batch_records=1), new_id())
     assert worker.ready.wait(30)
     send(log, source, [b"a", b"slow", b"b", b"c"], partitions=1)
     assert inside.wait(20)
@@ -108,9 +115,9 @@ def test_a_record_behind_a_slow_one_is_never_committed_first(log: Log) -> None:
     assert committed(log, group, source)[0] == 4
 
 
-def test_flow_stops_and_resumes_without_loss(log: Log) -> None:
+def test_flow_stops_and_resumes_without_loss(log: Log, new_id: Callable[[], str | None]) -> None:
     source, output, group = names()
-    worker = Running(log, CountingPipeline(source, output), group)
+    worker = Running(log, CountingPipeline(source, output), group, transactional_id=new_id())
     assert worker.ready.wait(30)
     send(log, source, [b"v%d" % i for i in range(40)])
     read_all(log, output, distinct(40))
@@ -118,9 +125,9 @@ def test_flow_stops_and_resumes_without_loss(log: Log) -> None:
     reader.stop_flow()
     until(lambda: reader.flow_is_stopped, "the flow to stop")
     send(log, source, [b"v%d" % i for i in range(40, 80)], first=40)
-    before = reader.assignment()
+    before = reader.assignment.positions()
     time.sleep(0.15)  # nothing may come in this time
-    assert reader.assignment() == before
+    assert reader.assignment.positions() == before
     reader.resume_flow()
     got = values_of(read_all(log, output, distinct(80)))
     assert worker.stop() == 0
@@ -179,10 +186,10 @@ def test_a_stage_that_raises_ends_the_worker_and_commits_nothing_of_it(log: Log)
     assert set(values_of(read_all(log, output, lambda batches: sum(map(len, batches)) >= ends))) == {b"0:1:a", b"0:2:b"}
 
 
-def test_a_slow_partition_does_not_starve_the_others(log: Log) -> None:
+def test_a_slow_partition_does_not_starve_the_others(log: Log, new_id: Callable[[], str | None]) -> None:
     source, output, group = names()
     pipeline = CountingPipeline(source, output)
-    worker = Running(log, pipeline, group, replace(FAST, batch_records=8, in_flight=2))
+    worker = Running(log, pipeline, group, replace(FAST, batch_records=8, in_flight=2), new_id())
     assert worker.ready.wait(30)
     send(log, source, [b"v%d" % i for i in range(4000)])
     got = values_of(read_all(log, output, distinct(4000)))
@@ -212,7 +219,7 @@ def test_a_stage_that_falls_behind_gets_larger_batches(log: Log) -> None:
         producer.flush(10)
         if i == 0:
             assert inside.wait(20)
-    until(lambda: worker.reader.in_flight_records() == 40, "all records to be read")
+    until(lambda: worker.reader.assignment.in_flight_records() == 40, "all records to be read")
     go_on.set()
     got = values_of(read_all(log, output, distinct(40)))
     assert worker.stop() == 0

@@ -8,6 +8,10 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
+import numpy.typing as npt
+
+from streams.checkpoints import StateOf
 from streams.log import TP, Log, LogConsumer, LogProducer, OutBatch, RecordBatch, TopicInfo
 from streams.reader import BlockReader, ReaderSettings
 from streams.worker import Worker
@@ -21,7 +25,13 @@ class CountingTask:
     def __init__(self, pipeline: CountingPipeline, tp: TP) -> None:
         self.pipeline = pipeline
         self.tp = tp
-        self.count = 0
+        self.count = self.next_offset = 0
+
+    def state(self) -> dict[str, npt.NDArray[np.int64]]:
+        return {"count": np.array([self.count, self.next_offset])}
+
+    def restore(self, arrays: Mapping[str, npt.NDArray[np.int64]]) -> None:
+        self.count, self.next_offset = arrays["count"].tolist()
 
     def process(self, batch: RecordBatch) -> list[OutBatch]:
         self.pipeline.before(self.tp, batch)
@@ -29,6 +39,7 @@ class CountingTask:
         for value in batch.values:
             self.count += 1
             values.append(b"%d:%d:%s" % (self.tp.partition, self.count, value or b""))
+        self.next_offset = batch.next_offset
         self.pipeline.replayed += len(batch) if batch.replay else 0
         if batch.replay:
             return []
@@ -62,8 +73,11 @@ class CountingPipeline:
     def bind(self, topics: Mapping[str, TopicInfo]) -> None:
         pass
 
-    def start_offset(self, tp: TP, live_from: int, earliest: int) -> int:
-        return earliest
+    def is_stateful(self, topic: str) -> bool:
+        return True
+
+    def state_of(self, topic: str) -> StateOf:
+        return StateOf("count", "", "", "", "")
 
     def task(self, tp: TP) -> CountingTask:
         return CountingTask(self, tp)
@@ -78,8 +92,16 @@ class CountingPipeline:
 class Running:
     """A worker in a thread of its own."""
 
-    def __init__(self, log: Log, pipeline: CountingPipeline, group: str, settings: ReaderSettings = FAST) -> None:
+    def __init__(
+        self,
+        log: Log,
+        pipeline: CountingPipeline,
+        group: str,
+        settings: ReaderSettings = FAST,
+        transactional_id: str | None = None,
+    ) -> None:
         self.pipeline = pipeline
+        self._transactional_id = transactional_id
         self.ready = threading.Event()
         self.exits: list[int] = []
         self.code: int | None = None
@@ -95,6 +117,7 @@ class Running:
                 self.pipeline,
                 self._group,
                 settings=self._settings,
+                transactional_id=self._transactional_id,
                 on_ready=self.ready.set,
                 hard_exit=self._hard_exit,
             )

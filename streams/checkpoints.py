@@ -1,0 +1,243 @@
+"""A worker's checkpoints: taken between two blocks, found again when a partition is assigned.
+
+A checkpoint at offset s is used only where s <= the committed offset: outputs behind s may not have been sent yet
+when it was written. One that is newer just waits until the commits have passed it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any, Protocol
+
+import numpy.typing as npt
+
+from streams.checkpoint import CheckpointError, CheckpointMeta, Expected, SettingsChanged
+from streams.checkpoint_store import CheckpointStore, Series
+from streams.errors import FatalError
+from streams.hugepages import join_pages
+from streams.log import TP
+from streams.recovery import Assigned
+from streams.snapshot import Child, fork_write
+from streams.store import Draft, StoreError
+
+__all__ = ["CheckpointSettings", "Checkpoints", "StateOf", "Stateful"]
+
+logger = logging.getLogger("headrace.checkpoints")
+
+
+class Stateful(Protocol):
+    """A task whose state is a function of its log below ``next_offset``."""
+
+    next_offset: int
+
+    def state(self) -> Mapping[str, npt.NDArray[Any]]:
+        """The state as plain arrays."""
+
+    def restore(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Makes a task that has read nothing yet what `state` said."""
+
+
+@dataclass(frozen=True, slots=True)
+class StateOf:
+    """What the state of a partition is of: the stage, its topic as it is now, and all settings that it depends on."""
+
+    stage: str
+    topic_id: str
+    fingerprint: str
+    feature_set: str
+    feature_set_hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointSettings:
+    """How often checkpoints are taken, how many are kept, and what a history with a gap means."""
+
+    interval_s: float = 60.0
+    kept: int = 3
+    #: whether a group goes on where records that its state needs were deleted; else the worker ends
+    degrade: bool = False
+
+
+@dataclass(slots=True)
+class _Writing:
+    tp: TP
+    series: Series
+    child: Child
+    draft: Draft
+
+
+@dataclass(slots=True)
+class _Taken:
+    at_s: float
+    offset: int
+
+
+@dataclass(slots=True)
+class Checkpoints:
+    """``of`` says what the state of a topic's tasks is of.
+
+    `load` is called on a thread of its own, all else on the event loop.
+    """
+
+    store: CheckpointStore
+    group: str
+    of: Callable[[str], StateOf]
+    settings: CheckpointSettings = field(default_factory=CheckpointSettings)
+    #: written since the start, and the longest pause for one, in seconds
+    written: int = 0
+    pause_s: float = 0.0
+    _taken: dict[TP, _Taken] = field(default_factory=dict)
+    #: offsets of the checkpoints that were loaded
+    _found: dict[TP, int] = field(default_factory=dict)
+    _writing: _Writing | None = None
+
+    # -- finding them --
+
+    def load(self, assigned: Assigned, task: Stateful) -> int:
+        """Restores the task from the newest usable checkpoint; returns the offset from which its log is to be read.
+
+        FatalError where the state is of other settings, or where records that it needs are no longer in the log.
+        """
+        tp, committed = assigned.tp, assigned.committed
+        self._found[tp] = offset = 0
+        if committed is not None:
+            self._found[tp] = offset = self._restore(tp, committed, task)
+            missing = assigned.earliest - offset
+            if missing > 0:
+                self._missing(tp, offset, missing)
+        return max(offset, assigned.earliest)
+
+    def _restore(self, tp: TP, committed: int, task: Stateful) -> int:
+        of = self.of(tp.topic)
+        expected = Expected(
+            group=self.group,
+            stage=of.stage,
+            topic=tp.topic,
+            topic_id=of.topic_id,
+            partition=tp.partition,
+            fingerprint=of.fingerprint,
+        )
+        started = time.monotonic()
+        try:
+            found = self.store.newest(expected, committed)
+        except SettingsChanged as exc:
+            what = f"this worker's feature set is {of.feature_set} {of.feature_set_hash}"
+            raise FatalError("state-of-other-settings", f"{exc}; {what}. Nothing was changed.") from exc
+        except StoreError as exc:
+            remedy = "or run with --checkpoints none, which replays the whole log"
+            raise FatalError("checkpoint-store", f"{exc}; {remedy}") from exc
+        if found is None:
+            return 0
+        task.restore(found.arrays)
+        logger.info("%s/%d: state of offset %d loaded in %.1f s", *tp, found.meta.offset, time.monotonic() - started)
+        return found.meta.offset
+
+    def _missing(self, tp: TP, offset: int, missing: int) -> None:
+        what = (
+            f"{tp.topic}/{tp.partition}: {missing} records from offset {offset} on, which the state needs, were "
+            "deleted by retention"
+        )
+        if not self.settings.degrade:
+            raise FatalError(
+                "history-missing",
+                f"{what}. Let the topic keep its records longer than checkpoints are apart; go on without them by "
+                'missing_history = "degrade", or begin anew with another --group.',
+            )
+        logger.error("%s: the features of what they belong to are too small from now on", what)
+
+    # -- taking them --
+
+    def step(self, tasks: Mapping[TP, Stateful]) -> None:
+        """To be called often, between blocks: ends what was written, begins the next checkpoint that is due."""
+        if self._writing is not None:
+            self._end(self._writing)
+        elif (tp := self._due(tasks)) is not None:
+            self._begin(tp, tasks[tp])
+
+    def _due(self, tasks: Mapping[TP, Stateful]) -> TP | None:
+        """The partition whose checkpoint has been due for longest."""
+        now = time.monotonic()
+        for tp in [tp for tp in self._taken if tp not in tasks]:
+            del self._taken[tp]
+        due: list[tuple[float, TP]] = []
+        for tp, task in tasks.items():
+            taken = self._taken.setdefault(tp, _Taken(now, self._found.get(tp, 0)))
+            if task.next_offset > taken.offset and now - taken.at_s >= self.settings.interval_s:
+                due.append((taken.at_s, tp))
+        return min(due)[1] if due else None
+
+    def _begin(self, tp: TP, task: Stateful) -> None:
+        of = self.of(tp.topic)
+        meta = CheckpointMeta(
+            group=self.group,
+            stage=of.stage,
+            topic=tp.topic,
+            topic_id=of.topic_id,
+            partition=tp.partition,
+            offset=task.next_offset,
+            fingerprint=of.fingerprint,
+            feature_set=of.feature_set,
+            feature_set_hash=of.feature_set_hash,
+            headrace_version=version("headrace"),
+            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        self._taken[tp] = _Taken(time.monotonic(), task.next_offset)
+        try:
+            draft = self.store.draft(meta)
+            child = fork_write(task.state, meta, draft)
+        except (CheckpointError, StoreError) as exc:
+            logger.error("no checkpoint of %s/%d: %s", *tp, exc)
+            return
+        self.pause_s = max(self.pause_s, child.fork_s)
+        self._writing = _Writing(tp, Series(of.stage, of.topic_id, tp.partition), child, draft)
+
+    def _end(self, writing: _Writing) -> None:
+        outcome = writing.child.poll()
+        if outcome is None:
+            return
+        self._writing = None
+        if outcome.error is not None:
+            logger.error("no checkpoint of %s/%d: %s", *writing.tp, outcome.error)
+            return
+        # an upload may take long
+        threading.Thread(target=self._publish, args=(writing,), name="headrace-publish", daemon=True).start()
+
+    def _publish(self, writing: _Writing) -> None:
+        try:
+            self.store.publish(writing.draft)
+            self.written += 1
+            self.store.prune(writing.series, self.settings.kept)
+            join_pages()
+        except StoreError as exc:
+            logger.error("checkpoint of %s/%d: %s", *writing.tp, exc)
+
+    def finish(self, tasks: Mapping[TP, Stateful], timeout_s: float) -> None:
+        """The last ones of a worker that leaves, as far as time allows; blocks."""
+        deadline = time.monotonic() + timeout_s
+        if self._writing is not None:
+            self._writing.child.kill()
+            self._writing = None
+        for tp, task in tasks.items():
+            taken = self._taken.get(tp)
+            if task.next_offset == (self._found.get(tp, 0) if taken is None else taken.offset):
+                continue
+            if time.monotonic() >= deadline:
+                logger.info("no time for a checkpoint of %s/%d: its next owner replays more", *tp)
+                continue
+            self._begin(tp, task)
+            writing, self._writing = self._writing, None
+            if writing is None:
+                continue
+            outcome = writing.child.wait(max(0.0, deadline - time.monotonic()))
+            if outcome is None:
+                writing.child.kill()
+            elif outcome.error is None:
+                self._publish(writing)
+            else:
+                logger.error("no checkpoint of %s/%d: %s", *tp, outcome.error)

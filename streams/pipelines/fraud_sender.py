@@ -1,0 +1,124 @@
+"""What the card and the label task have in common: both send rows to the terminal stage, and say how far they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from features.arrays import Arrays, check_like, of_optional, optional_of
+from features.block import Block, IntArray
+from streams.log import TP, OutBatch
+from streams.shuffle import MessageKind, Sent, pack
+from streams.topics import BY_TERMINAL
+
+if TYPE_CHECKING:
+    from streams.pipelines.fraud import FraudPipeline
+
+__all__ = ["Sender", "shuffled"]
+
+#: a source that has nothing to send for so long says so, if it has read its log to the end
+_IDLE_AFTER_S = 1.0
+#: and says it again after so long: a sender that lost its partition without knowing may have said the opposite
+_IDLE_AGAIN_S = 30.0
+
+
+class Sender:
+    """A task that shuffles rows to the terminal stage, with the watermarks and idle marks of rule 5."""
+
+    def __init__(self, pipeline: FraudPipeline, tp: TP) -> None:
+        self.pipeline = pipeline
+        self.source = pipeline.source(tp)
+        self.tp = tp
+        self.next_offset = 0
+        #: newest time of the rows or labels so far; None before the first
+        self.newest_ms: int | None = None
+        # decisions by the clock, and so no part of the state: a restarted task makes them anew
+        self._told_ms: int | None = None
+        self._told_idle = False
+        #: what is in the log may say that this source is idle, from before this task or from this task itself
+        self._may_sleep = True
+        self._idle_told_s = 0.0
+        self._quiet_since: float | None = None
+
+    def sent(self, block: Block, times: IntArray) -> Sent:
+        """The block as what this source sends; ``times`` are its rows' or labels' times."""
+        self.remember(times)
+        self._told_idle = False
+        self._quiet_since = None
+        return Sent(self.source, block, self.watermark_ms)
+
+    def remember(self, times: IntArray) -> None:
+        """Moves on to the newest of these times."""
+        if len(times):
+            newest = int(times.max())
+            self.newest_ms = newest if self.newest_ms is None else max(self.newest_ms, newest)
+
+    @property
+    def watermark_ms(self) -> int | None:
+        """How far this source has come: what has the newest time may still come, only what is before is complete, and
+        where events may be out of order, only what is so much older."""
+        return None if self.newest_ms is None else self.newest_ms - 1 - self.pipeline.watermark_delay_ms
+
+    def state(self) -> Arrays:
+        """All that `process` depends on, as plain arrays, between two batches; equal for equal logs: ``next_offset``
+        (1,), ``newest_ms`` (0 or 1,)."""
+        return {"next_offset": np.array([self.next_offset], np.int64), "newest_ms": of_optional(self.newest_ms)}
+
+    def restore(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        """The reverse of `state`, on a task that has seen nothing yet. StateError: of another kind of task or state."""
+        check_like(arrays, self.state(), "{}/{}".format(*self.tp))
+        self.next_offset = int(arrays["next_offset"][0])
+        self.newest_ms = optional_of(arrays["newest_ms"])
+
+    def tick(self, now_s: float, at_end: bool) -> list[OutBatch]:
+        """By the sender's clock: tells all target partitions how far this source is, or that it is idle.
+
+        A source that has sent nothing yet is waited for far longer: its first records may be on their way.
+        """
+        if self.pipeline.order == "arrival" or (self._told_idle and now_s - self._idle_told_s < _IDLE_AGAIN_S):
+            return []
+        kind: MessageKind | None = None
+        patience_s = self.pipeline.first_wait_s if self.watermark_ms is None else _IDLE_AFTER_S
+        if self.watermark_ms != self._told_ms:
+            kind = "watermark"
+            self._told_ms = self.watermark_ms
+        elif not at_end:
+            self._quiet_since = None
+        elif self._quiet_since is None:
+            self._quiet_since = now_s
+        elif now_s - self._quiet_since >= patience_s:
+            kind = "idle"
+            self._told_idle = self._may_sleep = True
+            self._idle_told_s = now_s
+        return [] if kind is None else self._mark(kind)
+
+    def wake(self) -> list[OutBatch]:
+        """Tells all target partitions that this source is not idle, if the log may say that it is."""
+        if not self._may_sleep:
+            return []
+        self._may_sleep = self._told_idle = False
+        self._quiet_since = None
+        return self._mark("watermark")
+
+    @property
+    def may_sleep(self) -> bool:
+        """Whether the log may say that this source is idle."""
+        return self._may_sleep
+
+    def _mark(self, kind: MessageKind) -> list[OutBatch]:
+        none = np.empty(0, np.int64)
+        block = Block(self.tp.topic, self.tp.partition, self.next_offset, none, none)
+        return shuffled(self.pipeline, kind, [Sent(self.source, block, self.watermark_ms)], None)
+
+
+def shuffled(
+    pipeline: FraudPipeline, kind: MessageKind, sent: Sequence[Sent], targets: IntArray | None
+) -> list[OutBatch]:
+    """The messages of `pack`, a batch for each target partition."""
+    values: dict[int, list[bytes]] = {}
+    for p, value in pack(kind, sent, targets, pipeline.infos[BY_TERMINAL].partitions):
+        values.setdefault(p, []).append(value)
+    return [OutBatch(BY_TERMINAL, of, None, p) for p, of in values.items()]

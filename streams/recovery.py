@@ -1,0 +1,95 @@
+"""How partitions that were just assigned get their state back, while the others go on."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from streams.errors import FatalError, HeadraceError
+from streams.log import TP
+
+__all__ = ["Assigned", "Loaded", "Loader", "Progress"]
+
+logger = logging.getLogger("headrace.recovery")
+
+_REPORT_INTERVAL_S = 5.0
+
+
+class Assigned(NamedTuple):
+    """A partition whose state is wanted. ``committed`` None: its group has never been here."""
+
+    tp: TP
+    epoch: int
+    committed: int | None
+    earliest: int
+
+
+class Loaded(NamedTuple):
+    """The partition's state is there and goes on at offset ``start``."""
+
+    tp: TP
+    epoch: int
+    start: int
+
+
+class Loader:
+    """Calls ``recover`` for assigned partitions on a thread of its own: what it takes others need not wait for."""
+
+    def __init__(self, recover: Callable[[Assigned], int]) -> None:
+        self._recover = recover
+        self._outcomes: queue.SimpleQueue[Loaded | HeadraceError] = queue.SimpleQueue()
+
+    def load(self, assigned: Sequence[Assigned]) -> None:
+        """Begins; `loaded` tells when each is done."""
+        # a daemon: a worker that is told to leave does not wait for a slow store
+        threading.Thread(target=self._run, args=(list(assigned),), name="headrace-recover", daemon=True).start()
+
+    def loaded(self) -> list[Loaded]:
+        """What has been loaded since the last call. Raises what ``recover`` raised."""
+        done: list[Loaded] = []
+        while not self._outcomes.empty():
+            outcome = self._outcomes.get()
+            if isinstance(outcome, HeadraceError):
+                raise outcome
+            done.append(outcome)
+        return done
+
+    def _run(self, assigned: list[Assigned]) -> None:
+        try:
+            for one in assigned:
+                self._outcomes.put(Loaded(one.tp, one.epoch, self._recover(one)))
+        except HeadraceError as exc:
+            self._outcomes.put(exc)
+        except Exception as exc:
+            logger.exception("recovery failed")
+            self._outcomes.put(FatalError("recovery-failed", f"{type(exc).__name__}: {exc}. See the log above."))
+
+
+class Progress:
+    """Says in the log how far a long replay is."""
+
+    def __init__(self) -> None:
+        self._began: tuple[float, int] | None = None
+        self._said_at = 0.0
+
+    def note(self, left: int) -> None:
+        """``left`` records are to be replayed before every partition's state is whole; to be called often."""
+        now = time.monotonic()
+        if left == 0:
+            if self._began is not None and self._said_at > self._began[0]:
+                logger.info("recovered: %d records replayed in %.1f s", self._began[1], now - self._began[0])
+            self._began = None
+            return
+        if self._began is None or left > self._began[1]:
+            self._began = (now, left)
+            self._said_at = now
+        elif now - self._said_at >= _REPORT_INTERVAL_S:
+            self._said_at = now
+            began_at, at_first = self._began
+            rate = (at_first - left) / (now - began_at)
+            seconds = f"about {left / rate:.0f} s" if rate > 0 else "unknown time"
+            logger.info("recovering: %d of %d records left to replay, %s left", left, at_first, seconds)
