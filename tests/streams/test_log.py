@@ -169,7 +169,29 @@ def test_position_range_and_seek(log: Log, topic: str, group: str) -> None:
     assert consumer.position(tp) == 5
     assert consumer.offset_range(tp) == (0, 5)
     consumer.seek(tp, 3)
+    assert consumer.position(tp) == 3
     assert [o for b in read(consumer, 2) for o in b.offsets] == [3, 4]
+
+
+def test_a_new_partition_is_positioned_while_it_is_paused(log: Log, topic: str, group: str) -> None:
+    tp = TP(topic, 0)
+    for partition in (0, 1):
+        send(log, OutBatch(topic, [b"x"] * 5, None, partition))
+    consumer, _ = member(log, group, topic, start=5)
+    poll_until_assigned(consumer, 2)
+    consumer.pause([tp])
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            consumer.seek(tp, 2)
+            break
+        except LogUnavailable:
+            assert time.monotonic() < deadline
+            consumer.poll(0.01, 10)
+    assert consumer.position(tp) == 2
+    assert consumer.poll(0.3, 10) == []
+    consumer.resume([tp])
+    assert [o for b in read(consumer, 3) for o in b.offsets] == [2, 3, 4]
 
 
 def test_a_partition_without_any_record_is_read_to_its_end(log: Log, topic: str, group: str) -> None:

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from streams.checkpoints import StateOf
+from streams.checkpoint_store import CheckpointStore
+from streams.checkpoints import CheckpointSettings, StateOf
 from streams.log import TP, Log, LogConsumer, LogProducer, OutBatch, RecordBatch, TopicInfo
 from streams.reader import BlockReader, ReaderSettings
 from streams.worker import Worker
@@ -99,8 +100,11 @@ class Running:
         group: str,
         settings: ReaderSettings = FAST,
         transactional_id: str | None = None,
+        checkpoints: CheckpointStore | None = None,
+        checkpoint_settings: CheckpointSettings | None = None,
     ) -> None:
         self.pipeline = pipeline
+        self._checkpoints, self._checkpoint_settings = checkpoints, checkpoint_settings
         self._transactional_id = transactional_id
         self.ready = threading.Event()
         self.exits: list[int] = []
@@ -117,6 +121,8 @@ class Running:
                 self.pipeline,
                 self._group,
                 settings=self._settings,
+                checkpoints=self._checkpoints,
+                checkpoint_settings=self._checkpoint_settings,
                 transactional_id=self._transactional_id,
                 on_ready=self.ready.set,
                 hard_exit=self._hard_exit,

@@ -1,0 +1,158 @@
+"""Where a worker's states come from and go to, on both logs and with both ways of delivery."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import uuid
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from test_worker import distinct, expected, log, new_id
+from workers import CountingPipeline, CountingTask, Running, names, read_all, send, until, values_of
+
+from streams.checkpoint_store import CheckpointStore, Series
+from streams.checkpoints import CheckpointSettings
+from streams.log import TP, Log, connect
+from streams.recovery import Progress
+from streams.store import open_store
+
+__all__ = ["log", "new_id"]
+
+SERIES = [Series("count", "", p) for p in range(4)]
+
+
+def kept(folder: Path, group: str) -> CheckpointStore:
+    return CheckpointStore(open_store(str(folder)), group)
+
+
+def test_after_a_clean_end_the_state_is_loaded_and_nothing_replayed(
+    log: Log, new_id: Callable[[], str | None], tmp_path: Path
+) -> None:
+    source, output, group = names()
+    values = [b"v%d" % i for i in range(400)]
+    for begin in (0, 200):
+        store = kept(tmp_path, group)
+        worker = Running(log, CountingPipeline(source, output), group, transactional_id=new_id(), checkpoints=store)
+        assert worker.ready.wait(30)
+        send(log, source, values[begin : begin + 200], first=begin)
+        got = values_of(read_all(log, output, distinct(begin + 200)))
+        assert worker.stop() == 0
+        assert worker.pipeline.replayed == 0
+    assert Counter(got) == Counter(expected(values))
+    assert [len(store.offsets(series)) for series in SERIES] == [2, 2, 2, 2]
+
+
+def test_checkpoints_are_taken_while_records_flow_and_old_ones_go(tmp_path: Path) -> None:
+    log = connect(f"memory://{uuid.uuid4().hex}")
+    source, output, group = names()
+    store = kept(tmp_path, group)
+    settings = CheckpointSettings(interval_s=0.1, kept=2)
+    worker = Running(log, CountingPipeline(source, output), group, checkpoints=store, checkpoint_settings=settings)
+    assert worker.ready.wait(30)
+    seen: set[int] = set()
+
+    def four_seen() -> bool:
+        send(log, source, [b"x"], partitions=1)
+        seen.update(store.offsets(SERIES[0]))
+        return len(seen) >= 4
+
+    until(four_seen, 30)
+    assert worker.stop() == 0
+    assert len(store.offsets(SERIES[0])) <= 2 + 1, "the last one may be newer than the last pruning"
+    assert max(seen) > 0 and store.offsets(SERIES[3]) == []
+
+
+def test_a_state_ahead_of_the_commits_is_not_used(tmp_path: Path) -> None:
+    log = connect(f"memory://{uuid.uuid4().hex}")
+    source, output, group = names()
+    values = [b"v%d" % i for i in range(200)]
+    first = Running(log, CountingPipeline(source, output), group, checkpoints=kept(tmp_path, group))
+    assert first.ready.wait(30)
+    send(log, source, values)
+    read_all(log, output, distinct(200))
+    assert first.stop() == 0
+    for path in tmp_path.rglob("*.ckpt"):
+        # as if the commit behind it had never come
+        path.rename(path.with_name(f"{int(path.stem) + 10:019}.ckpt"))
+    second = Running(log, CountingPipeline(source, output), group, checkpoints=kept(tmp_path, group))
+    assert second.ready.wait(30)
+    assert second.pipeline.replayed == 200
+    assert second.stop() == 0
+
+
+def test_a_store_that_fails_ends_the_worker_by_name(tmp_path: Path) -> None:
+    log = connect(f"memory://{uuid.uuid4().hex}")
+    source, output, group = names()
+    first = Running(log, CountingPipeline(source, output), group)
+    assert first.ready.wait(30)
+    send(log, source, [b"v"] * 4)
+    read_all(log, output, distinct(4))
+    assert first.stop() == 0
+    (tmp_path / "file").touch()
+    store = kept(tmp_path / "file", group)
+    second = Running(log, CountingPipeline(source, output), group, checkpoints=store)
+    second.thread.join(30)
+    assert second.code == 1
+    assert "checkpoint-store" in second.error and "--checkpoints none" in second.error
+
+
+class SlowPipeline(CountingPipeline):
+    """Partition 3 gets its state late."""
+
+    def __init__(self, source: str, output: str) -> None:
+        super().__init__(source, output)
+        self.goes_on = threading.Event()
+
+    def task(self, tp: TP) -> CountingTask:
+        if tp.partition == 3:
+            assert self.goes_on.wait(30)
+        return super().task(tp)
+
+
+def test_a_state_that_takes_long_holds_no_other_partition_up(log: Log) -> None:
+    source, output, group = names()
+    values = [b"v%d" % i for i in range(400)]
+    pipeline = SlowPipeline(source, output)
+    worker = Running(log, pipeline, group)
+    until(lambda: worker._worker is not None and worker._worker.reader is not None, 30)
+    send(log, source, values)
+    got = values_of(read_all(log, output, distinct(300)))
+    assert set(got) == {v for v in expected(values) if not v.startswith(b"3:")}
+    assert not worker.ready.is_set()
+    pipeline.goes_on.set()
+    assert worker.ready.wait(30)
+    got = values_of(read_all(log, output, distinct(400)))
+    assert worker.stop() == 0
+    assert Counter(got) == Counter(expected(values)), "what came before the state was there is read again"
+
+
+class BrokenPipeline(CountingPipeline):
+    """Has no state for anybody."""
+
+    def task(self, tp: TP) -> CountingTask:
+        raise OSError("no such state")
+
+
+def test_a_recovery_that_fails_ends_the_worker_by_name() -> None:
+    log = connect(f"memory://{uuid.uuid4().hex}")
+    source, output, group = names()
+    worker = Running(log, BrokenPipeline(source, output), group)
+    worker.thread.join(30)
+    assert worker.code == 1
+    assert "recovery-failed" in worker.error and "no such state" in worker.error
+
+
+def test_a_long_replay_says_what_is_left(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    left_at = {100.0: 1_000, 103.0: 900, 106.0: 400, 107.0: 300, 112.0: 0, 113.0: 0}
+    progress = Progress()
+    with caplog.at_level(logging.INFO):
+        for now, left in left_at.items():
+            monkeypatch.setattr("streams.recovery.time.monotonic", lambda now=now: now)
+            progress.note(left)
+    assert [record.getMessage() for record in caplog.records] == [
+        "recovering: 400 of 1000 records left to replay, about 4 s left",
+        "recovered: 1000 records replayed in 12.0 s",
+    ]
