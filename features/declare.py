@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TypedDict, Unpack
 
-from features.durations import FeatureError, duration_ms, duration_text
+from features.durations import DURATION_MS_MAX, FeatureError, duration_ms, duration_text
 from features.featureset import Feature, FeatureSet
 from features.rowfeatures import (
     RowFeature,
@@ -113,7 +113,7 @@ class Group:
         """Mean of the field over the window; 0 for an empty window."""
         return self._with("mean", (field,), window, **over)
 
-    def risk(self, window: str, *, delay: str, name: str | None = None) -> Group:
+    def risk(self, window: str, *, delay: str = "0s", name: str | None = None) -> Group:
         """Share of positively labelled events in the window; the delay keeps the event's own label out."""
         return self._with("risk", (), window, delay=delay, name=name)
 
@@ -195,9 +195,13 @@ class Group:
         tile: str | None = None,
         name: str | None = None,
     ) -> Group:
-        text = window or half_life or (session and f"session_{session}") or (last and f"last{last}") or ""
         stem = "_".join(part.removesuffix("_id") for part in self.entity.split("+"))
-        feature = checked_name(name or "_".join(part for part in (stem, aggregate, *fields, text) if part))
+        for width in (window, half_life, session):
+            if width is not None:  # before it is part of a name
+                duration_ms(width, feature=name or f"{stem}_{aggregate}")
+        text = window or half_life or (session and f"session_{session}") or (last and f"last{last}") or ""
+        parts = (stem, aggregate, *map(str, fields), text)
+        feature = checked_name("_".join(part for part in parts if part) if name is None else name)
         units = [_field_unit(self.schema, feature, aggregate, name) for name in fields]
         delay_ms = duration_ms(delay, feature=feature)
         made = WindowFeature(
@@ -242,7 +246,12 @@ def _window_ms(
         value = duration_ms(half_life, feature=feature)
         if value == 0:
             raise FeatureError(f"{feature}: a half-life of {half_life!r} forgets at once; give one such as '1h'")
-        return duration_ms(f"{HALF_LIVES * value // 1_000}s", feature=feature)
+        if HALF_LIVES * value > DURATION_MS_MAX:
+            raise FeatureError(
+                f"{feature}: a half-life of {half_life!r} reaches back {HALF_LIVES} times as far, more than ten years; "
+                "give a shorter one"
+            )
+        return HALF_LIVES * value
     given = {"a window": window, "last=": last, "session=": session}
     named = [kind for kind, value in given.items() if value is not None]
     if len(named) != 1:
@@ -259,7 +268,9 @@ def _window_ms(
         raise FeatureError(
             f"{feature}: last={last!r} is no number of events; give a whole number from 1 to {_LAST_MAX}"
         )
-    reach = duration_ms(within or (_LAST_WITHIN if last is not None else _SESSION_WITHIN), feature=feature)
+    if within is None:
+        within = _LAST_WITHIN if last is not None else _SESSION_WITHIN
+    reach = duration_ms(within, feature=feature)
     gap_ms = duration_ms(session, feature=feature) if session is not None else 0
     if session is not None and not 0 < gap_ms < reach:
         raise FeatureError(

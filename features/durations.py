@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["FeatureError", "duration_ms", "duration_text"]
+__all__ = ["DURATION_MS_MAX", "FeatureError", "duration_ms", "duration_text"]
 
 _UNITS_MS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
 _DURATION = re.compile(r"([0-9]+)([smhdw])")
-_DURATION_MS_MAX = 3_660 * _UNITS_MS["d"]
+DURATION_MS_MAX = 3_660 * _UNITS_MS["d"]
 
 
 class FeatureError(ValueError):
@@ -23,7 +23,7 @@ def duration_ms(text: str, *, feature: str = "window") -> int:
             f"{feature}: {text!r} is not a duration; write a whole number and s, m, h, d or w, as in '90s' or '7d'"
         )
     value = int(match[1]) * _UNITS_MS[match[2]]
-    if value > _DURATION_MS_MAX:
+    if value > DURATION_MS_MAX:
         raise FeatureError(f"{feature}: {text!r} is longer than ten years; choose a shorter duration")
     return value
 

@@ -16,6 +16,17 @@ __all__ = ["Feature", "FeatureSet"]
 Feature = RowFeature | WindowFeature
 
 
+def _checked(name: str, part: Feature | Iterable[WindowFeature]) -> list[Feature]:
+    """The features of a part; FeatureError where it is something else."""
+    features: list[Feature] = list(part) if isinstance(part, Iterable) else [part]
+    for feature in features:
+        if not isinstance(feature, RowFeature | WindowFeature):
+            raise FeatureError(
+                f"feature set {name!r}: {part!r} is not a feature; write field({part!r}) or by(..).count(..)"
+            )
+    return features
+
+
 @dataclass(frozen=True, slots=True, init=False)
 class FeatureSet:
     """An ordered set of features: the columns of a model's input, in this order.
@@ -30,8 +41,8 @@ class FeatureSet:
 
     def __init__(self, name: str, parts: Iterable[Feature | Iterable[WindowFeature]]) -> None:
         features: list[Feature] = []
-        for part in parts:
-            features.extend([part] if isinstance(part, RowFeature | WindowFeature) else part)
+        for part in () if isinstance(parts, str) or not isinstance(parts, Iterable) else parts:
+            features.extend(_checked(name, part))
         if not features:
             raise FeatureError(f"feature set {name!r} is empty; declare at least one feature")
         seen: dict[str, Feature] = {}

@@ -82,7 +82,7 @@ class RowFeature:
 
 def checked_name(name: str) -> str:
     """``name``; FeatureError where it cannot be one of a feature."""
-    if not _NAME.fullmatch(name):
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise FeatureError(f"{name!r} is not a feature name; use letters, digits and _, starting with a letter")
     return name
 
@@ -148,7 +148,10 @@ def bucket(
     """How many of the rising ``edges`` are at or below the value: 0 below the first, len(edges) from the last on."""
     called = checked_name(name or f"bucket_{number}")
     number_unit(schema, called, number)
-    values = tuple(float(edge) for edge in edges)
+    try:
+        values = tuple(float(edge) for edge in edges)
+    except (TypeError, ValueError):
+        raise FeatureError(f"{called}: the edges of {number!r} are {edges!r}; give numbers, as in [10, 100]") from None
     if not values or not np.isfinite(values).all() or any(a >= b for a, b in pairwise(values)):
         raise FeatureError(
             f"{called}: the edges of {number!r} are {values}; give finite numbers that rise, as in [10, 100]"
@@ -166,9 +169,13 @@ def category(
         raise FeatureError(
             f"{called}: {schema.topic} has no id field {key!r}; choose one of {', '.join(ids) or 'none there is'}"
         )
-    pairs = tuple(sorted((str(value), int(code)) for value, code in codes.items()))
-    if not pairs or any(code < 0 for _, code in pairs):
-        raise FeatureError(f"{called}: the codes of {key!r} are {dict(codes)}; give each value a code of 0 or more")
+    given = dict(codes) if isinstance(codes, Mapping) else {}
+    if not given or any(type(code) is not int or code < 0 for code in given.values()):
+        raise FeatureError(
+            f"{called}: the codes of {key!r} are {codes!r}; give each value a whole number of 0 or more, as in "
+            "{'web': 0}"
+        )
+    pairs = tuple(sorted((str(value), code) for value, code in given.items()))
     if len({value for value, _ in pairs}) < len(pairs):
         raise FeatureError(f"{called}: a value of {key!r} has two codes, as 5 and '5' are the same id; drop one")
     return RowFeature(called, "category", key, "code", codes=pairs)

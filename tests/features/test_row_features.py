@@ -119,8 +119,8 @@ SIGNED = EventSchema("s", "id", "time", (Field("id", "id"), Field("time", "time_
         (lambda: bucket("amount", [1, float("nan")]), "give finite numbers that rise"),
         (lambda: bucket("amount", [1], name="1st"), "'1st' is not a feature name"),
         (lambda: category("amount", {"a": 1}), "category_amount: transactions has no id field 'amount'; choose one of"),
-        (lambda: category("card_id", {}), "category_card_id: the codes of 'card_id' are {}; give each value a code"),
-        (lambda: category("card_id", {"a": -1}), "give each value a code of 0 or more"),
+        (lambda: category("card_id", {}), "category_card_id: the codes of 'card_id' are {}; give each value a whole"),
+        (lambda: category("card_id", {"a": -1}), "give each value a whole number of 0 or more"),
         (lambda: category("card_id", {"5": 1, 5: 2}), "a value of 'card_id' has two codes, as 5 and '5' are the same"),
     ],
 )
