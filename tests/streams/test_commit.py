@@ -222,7 +222,8 @@ class _Listener:
     def on_assign(self, partitions: list[TP]) -> Mapping[TP, int | None]:
         self._committer.joined(self._consumer.membership())
         for tp in partitions:
-            self._assignment.add(tp, 0, 0)
+            self._assignment.add(tp, 0)
+            self._assignment.loaded(tp, 0)
         return dict.fromkeys(partitions, 0)
 
     def on_revoke(self, partitions: list[TP]) -> None:

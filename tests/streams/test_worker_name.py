@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from streams import worker_name
 from streams.worker_name import claim_name
 
 CLAIM = "from streams.worker_name import claim_name; print(claim_name('log', 'g'), flush=True); input()"
@@ -39,6 +40,8 @@ def test_other_logs_and_groups_have_other_names(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("HEADRACE_HOME", str(tmp_path))
     names = [claim_name(log, group) for log, group in (("a", "g"), ("b", "g"), ("a", "h"), ("a", "g"))]
     assert len(set(names)) == 4
+    while worker_name._held:
+        worker_name._held.pop().close()
 
 
 def test_where_nothing_can_be_written_the_name_is_new(
