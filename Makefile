@@ -8,7 +8,7 @@ INSTALL := $(PIP) install --quiet --no-deps --require-hashes --only-binary :all:
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 .DELETE_ON_ERROR:
 
-.PHONY: help install dev demo test check format bench lock clean
+.PHONY: help install dev demo test check format bench lock audit clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
@@ -60,6 +60,15 @@ lock: ## lock the dependencies again; ARGS=--upgrade for newer versions
 	@test -x build/lock/bin/uv || { $(PYTHON) -m venv build/lock && build/lock/bin/pip install --quiet uv; }
 	$(LOCK) -o requirements.lock
 	$(LOCK) --group dev -c requirements.lock -o requirements-dev.lock
+
+# Not a part of check: it asks the network about every package. --strict: a package of which no advisories are to be
+# had, as from a mirror that has none, fails instead of passing for safe.
+audit: ## ask PyPI's advisories about every locked package; needs the network
+	@test -x build/audit/bin/pip-audit || \
+	  { $(PYTHON) -m venv build/audit && build/audit/bin/pip install --quiet pip-audit; } || \
+	  { rm -rf build/audit; echo 'make audit: pip-audit could not be installed: no network?' >&2; exit 1; }
+	@build/audit/bin/pip-audit --strict --require-hashes --disable-pip --progress-spinner off \
+	  -r requirements-dev.lock || { echo 'make audit: failed, or no advisories to be had: see above' >&2; exit 1; }
 
 clean: ## remove .venv and all that was built
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

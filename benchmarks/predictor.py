@@ -3,7 +3,7 @@
 Each predictor scores the same rows, always other ones (batches walk through a pool), since a batch that is repeated
 is learned by the branch predictor, which flatters LightGBM's small batches threefold. LightGBM runs with one thread
 through `Booster.predict`, its call overhead included, as a stream would call it. Rounds alternate between predictors;
-the figure is each one's best round.
+the figure is each one's best round. Reasons are measured the same way, against `Booster.predict(pred_contrib=True)`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -23,13 +23,17 @@ import numpy as np
 from features.block import FloatArray
 from models.auto import choose
 from models.compiled import CompiledPredictor
+from models.explain import Explainer, LightGBMExplainer, TreeExplainer
 from models.golden import same_bits
 from models.lightgbm import LightGBMPredictor
+from models.modeltext import parse
 from models.predictor import Predictor
 
 __all__ = ["make_model", "run"]
 
 ROWS = (1, 8, 64, 4096)
+#: LightGBM explains some hundred rows a second: the rows of which its values are compared
+_COMPARED_ROWS = 256
 
 
 def make_model(
@@ -59,7 +63,8 @@ def run(
     """Measure every predictor on ``model_text`` and the rows ``x`` (default: `make_model`), C-contiguous float64.
 
     ``seconds`` per predictor, batch size and round. Returns ``results: [{predictor, rows, rows_per_s,
-    ratio_lightgbm, bit_equal}]``, the model's shape, a hash of its scores, machine and versions.
+    ratio_lightgbm, bit_equal}]``, ``reasons: [{explainer, rows, rows_per_s, ratio_lightgbm, difference_max}]``, the
+    model's shape, a hash of its scores, machine and versions.
     """
     if model_text is None or x is None:
         model_text, x = make_model(n_features)
@@ -76,7 +81,7 @@ def run(
         speed = dict.fromkeys(predictors, 0.0)
         for _ in range(rounds):
             for name, predictor in predictors.items():
-                speed[name] = max(speed[name], _rows_per_s(predictor, pool, size, seconds))
+                speed[name] = max(speed[name], _rows_per_s(predictor.predict_raw, pool, size, seconds))
         expected = _scores(predictors["lightgbm"], pool, size)
         for name, predictor in predictors.items():
             results.append(
@@ -90,6 +95,7 @@ def run(
             )
     return {
         "results": results,
+        "reasons": _reasons(model_text, x, rows, seconds, rounds),
         "auto": choice.reason,
         "features": x.shape[1],
         "scores_sha256": hashlib.sha256(predictors["lightgbm"].predict_raw(x[:4096]).tobytes()).hexdigest(),
@@ -98,18 +104,48 @@ def run(
     }
 
 
+def _reasons(
+    model_text: str, x: FloatArray, rows: Sequence[int], seconds: float, rounds: int
+) -> list[dict[str, int | float | str]]:
+    """Rows explained per second by each explainer, and how far its values are from LightGBM's."""
+    oracle = LightGBMExplainer(model_text)
+    explainers: dict[str, Explainer] = {"lightgbm": oracle, "compiled": TreeExplainer(parse(model_text))}
+    some = x[:_COMPARED_ROWS]
+    expected = oracle.contributions(some)
+    difference = {name: float(np.abs(e.contributions(some) - expected).max()) for name, e in explainers.items()}
+    results: list[dict[str, int | float | str]] = []
+    for size in rows:
+        pool = np.ascontiguousarray(np.resize(x, (max(len(x), size), x.shape[1])))
+        speed = dict.fromkeys(explainers, 0.0)
+        # LightGBM takes seconds for a large batch: one round is as good as three
+        for _ in range(rounds if size <= _COMPARED_ROWS else 1):
+            for name, explainer in explainers.items():
+                speed[name] = max(speed[name], _rows_per_s(explainer.contributions, pool, size, seconds))
+        results += [
+            {
+                "explainer": name,
+                "rows": size,
+                "rows_per_s": round(speed[name]),
+                "ratio_lightgbm": round(speed[name] / speed["lightgbm"], 2),
+                "difference_max": difference[name],
+            }
+            for name in explainers
+        ]
+    return results
+
+
 def _batches(pool: FloatArray, size: int, limit: int) -> list[FloatArray]:
     """At most ``limit`` batches of ``size`` different rows."""
     return [pool[i : i + size] for i in range(0, len(pool) - size + 1, size)[:limit]]
 
 
-def _rows_per_s(predictor: Predictor, pool: FloatArray, size: int, seconds: float) -> float:
+def _rows_per_s(work: Callable[[FloatArray], FloatArray], pool: FloatArray, size: int, seconds: float) -> float:
     batches = _batches(pool, size, 4096)
-    predictor.predict_raw(batches[0])
+    work(batches[0][:8])  # whatever the first call does
     done = 0
     start = time.perf_counter()
     while (spent := time.perf_counter() - start) < seconds:
-        predictor.predict_raw(batches[done % len(batches)])
+        work(batches[done % len(batches)])
         done += 1
     return done * size / spent
 
@@ -127,6 +163,13 @@ def main() -> None:
         print(f"{figure['features']} features; auto: {figure['auto']}")
         for row in figure["results"]:
             print("  {predictor:10} {rows:5} rows {rows_per_s:9} rows/s {ratio_lightgbm:6}x {bit_equal}".format(**row))
+        print("  reasons:")
+        for row in figure["reasons"]:
+            print(
+                "  {explainer:10} {rows:5} rows {rows_per_s:9} rows/s {ratio_lightgbm:6}x {difference_max:.1e}".format(
+                    **row
+                )
+            )
     print(json.dumps(figures))
 
 

@@ -36,7 +36,7 @@ from streams.topics import BY_TERMINAL, FRAUD_SCORES, LABELS, TRANSACTIONS, topi
 __all__ = ["Measured", "measure_headrace", "measure_in_process", "measure_plain_faust", "run"]
 
 GROUP = "headrace-bench"
-PARTS = ("consume", "decode", "features", "shuffle", "score", "encode", "produce")
+PARTS = ("consume", "decode", "features", "shuffle", "score", "explain", "encode", "produce")
 _PHASE_S = 900.0
 _POLL_S = 0.02
 
@@ -83,13 +83,14 @@ def measure_headrace(
     partitions: int = 1,
     order: str = "arrival",
     delivery: str = "at_least_once",
+    reasons: str = "above:0.5",
 ) -> Measured:
     """One run of ``headrace run`` with the champion of ``folder``/models."""
     with Broker.start() as broker:
         log = _log_with(broker, topic_infos((TRANSACTIONS, LABELS, BY_TERMINAL, FRAUD_SCORES), partitions))
         command = headrace("run", "--pipeline", "fraud", "--json", "--bootstrap", broker.bootstrap, "--group", GROUP)
         command += ["--models", str(folder / "models"), "--order", order, "--partitions", str(partitions)]
-        command += ["--delivery", delivery, "--checkpoints", str(folder / "checkpoints")]
+        command += ["--delivery", delivery, "--checkpoints", str(folder / "checkpoints"), "--reasons", reasons]
         with Child(command, cores.worker) as child:
             phases = _Phases(child, log, lambda: _figures(child))
             # markers of transactions have offsets too: the number of scores alone does not tell that all are there
@@ -197,10 +198,16 @@ class _Phases:
         return all((offset or 0) >= consumer.offset_range(tp)[1] for tp, offset in committed.items())
 
 
-def measure_in_process(workload: Workload, folder: Path) -> Measured:
+def measure_in_process(workload: Workload, folder: Path, reasons: str = "above:0.5") -> Measured:
     """One run on the in-process log, in a thread of this process: no client, no network, nothing pinned."""
     log = connect(f"memory://bench-{uuid.uuid4().hex}")
-    wanted = {"bootstrap": log.url, "models": str(folder / "models"), "partitions": 1, "group": GROUP}
+    wanted = {
+        "bootstrap": log.url,
+        "models": str(folder / "models"),
+        "partitions": 1,
+        "group": GROUP,
+        "reasons": reasons,
+    }
     ready = threading.Event()
     worker, pipeline = make_worker(load_settings(overrides=wanted), ready.set)
     thread = threading.Thread(target=lambda: asyncio.run(worker.run()), daemon=True)
@@ -248,6 +255,7 @@ def run(
     partitions: int = 1,
     order: str = "arrival",
     delivery: str = "at_least_once",
+    reasons: str = "above:0.5",
     plain: bool = True,
     notify: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
@@ -269,9 +277,9 @@ def run(
         for i in range(rounds):
             notify(f"headrace, {len(workload.transactions):,} events, run {i + 1} of {rounds}")
             runs.append(
-                measure_in_process(workload, folder)
+                measure_in_process(workload, folder, reasons)
                 if missing
-                else measure_headrace(workload, folder, cores, partitions, order, delivery)
+                else measure_headrace(workload, folder, cores, partitions, order, delivery, reasons)
             )
         if len({r.scores.sha256() for r in runs}) > 1:
             raise BenchError("the runs gave different scores: a speed counts only with equal scores")
@@ -290,6 +298,7 @@ def run(
         "partitions": partitions,
         "order": order,
         "delivery": "at_least_once" if missing else delivery,
+        "reasons": reasons,
         "headrace": ours.figures(),
         "headrace_runs_events_per_s": [r.figures()["events_per_s"] for r in runs],
     }

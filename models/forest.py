@@ -13,7 +13,7 @@ from models.errors import UnsupportedModelError
 from models.kernels import SLOTS, Int32Array, WordArray
 from models.modeltext import CATEGORICAL, DEFAULT_LEFT, MISSING_NAN, MISSING_NONE, MISSING_ZERO, ModelText, Tree
 
-__all__ = ["MAX_LEAVES", "Forest", "flatten"]
+__all__ = ["MAX_LEAVES", "Forest", "columns_alone", "flatten"]
 
 #: a tree's leaves must fit the bits of one word for the bitmask kernels
 MAX_LEAVES = 64
@@ -51,6 +51,15 @@ def flatten(model: ModelText) -> Forest:
         _bitmasks(walks, parts)
     parts |= columns.parts()
     return _pack(model, bitmasks, parts)
+
+
+def columns_alone(model: ModelText) -> tuple[Forest, list[list[int]]]:
+    """A forest of the columns without trees, and for each tree the column of each node; errors as of `flatten`."""
+    _check(model)
+    columns = _Columns()
+    of_nodes = [[columns.of(tree, node) for node in range(tree.n_leaves - 1)] for tree in model.trees]
+    empty: dict[str, list[int] | list[float]] = {name: [] for name in SLOTS}
+    return _pack(model, False, empty | columns.parts()), of_nodes
 
 
 def _check(model: ModelText) -> None:

@@ -21,7 +21,7 @@ from numba.extending import intrinsic
 
 from features.block import FloatArray
 
-__all__ = ["LANES", "SLOTS", "ZERO", "Int32Array", "WordArray", "score_block", "score_walk"]
+__all__ = ["LANES", "SLOTS", "ZERO", "Int32Array", "WordArray", "fill_columns", "score_block", "score_walk"]
 
 Int32Array = npt.NDArray[np.int32]
 WordArray = npt.NDArray[np.uint64]
@@ -143,8 +143,8 @@ _remaining_8, _remaining_32 = _remaining(1), _remaining(4)
 
 
 @njit(cache=True, nogil=True)
-def _columns(ints: Int32Array, words: WordArray, x: FloatArray, first: int, n: int, tile: FloatArray) -> None:
-    """Fill ``tile`` (columns + 1, lanes) with rows first .. first + n of ``x``, see `models.forest`."""
+def fill_columns(ints: Int32Array, words: WordArray, x: FloatArray, first: int, n: int, tile: FloatArray) -> None:
+    """Fill ``tile`` (columns + 1, n lanes or more) with rows first .. first + n of ``x``, see `models.forest`."""
     n_columns = ints[_COLUMN_BITSET] - ints[_COLUMN_FEATURE]
     feature, bitset = ints[ints[_COLUMN_FEATURE] :], ints[ints[_COLUMN_BITSET] :]
     codes, bits = ints[ints[_COLUMN_CODES] :], ints[ints[_BITSETS] :]
@@ -184,7 +184,7 @@ def score_block(ints: Int32Array, words: WordArray, n_trees: int, x: FloatArray,
     scores = np.empty(LANES, np.float64)
     for first in range(0, len(x), LANES):
         n = min(LANES, len(x) - first)
-        _columns(ints, words, x, first, n, tile)
+        fill_columns(ints, words, x, first, n, tile)
         for i in range(n):
             scores[i] = 0.0
         for t in range(n_trees):
@@ -214,7 +214,7 @@ def score_walk(ints: Int32Array, words: WordArray, n_trees: int, x: FloatArray, 
     row = tile[:, 0]
     found = np.empty(n_trees, np.float64)
     for i in range(len(x)):
-        _columns(ints, words, x, i, 1, tile)
+        fill_columns(ints, words, x, i, 1, tile)
         t = 0
         while t + 8 <= n_trees:
             a, b, c, d = root[t], root[t + 1], root[t + 2], root[t + 3]

@@ -33,6 +33,9 @@ MISSING_NONE, MISSING_ZERO, MISSING_NAN = 0, 1, 2
 class Tree:
     """One tree: node arrays (leaves - 1,), leaf values (leaves,).
 
+    ``leaf_count`` (leaves,) and ``node_count`` (leaves - 1,): the training rows that came there; empty where the text
+    does not say.
+
     Children below zero are leaves: ``-1 - leaf``. For a categorical node ``threshold`` is the index of its
     bitset: words ``cat_boundaries[i] .. cat_boundaries[i + 1]`` of ``cat_threshold`` (uint32 words).
     """
@@ -43,6 +46,8 @@ class Tree:
     left: IntArray
     right: IntArray
     leaf_value: FloatArray
+    leaf_count: IntArray
+    node_count: IntArray
     cat_boundaries: IntArray
     cat_threshold: IntArray
     is_linear: bool
@@ -138,6 +143,8 @@ def _tree(block: str) -> Tree:
         left=ints("left_child"),
         right=ints("right_child"),
         leaf_value=floats("leaf_value"),
+        leaf_count=ints("leaf_count"),
+        node_count=ints("internal_count"),
         cat_boundaries=ints("cat_boundaries"),
         cat_threshold=ints("cat_threshold"),
         is_linear=fields.get("is_linear", "0") != "0",

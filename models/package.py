@@ -95,6 +95,8 @@ class LoadedModel:
     choice: Choice
     #: column of the matrix that holds each feature of the model
     column_index: IntArray
+    #: LightGBM's text of the model
+    model_text: str = field(repr=False)
 
     def score(self, x: FloatArray) -> tuple[FloatArray, FloatArray]:
         """(raw scores (n,), probabilities (n,)) of ``x`` (n, expected features)."""
@@ -226,7 +228,7 @@ def load_package(
     predictor: Predictor = choice.predictor
     if features is not None and tuple(features) != manifest.features:
         predictor = ColumnSelect(predictor, index, len(features))
-    return LoadedModel(manifest, predictor, manifest.calibration, choice, index)
+    return LoadedModel(manifest, predictor, manifest.calibration, choice, index, text)
 
 
 def _verified(path: Path, expected: str) -> bytes:

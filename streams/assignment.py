@@ -6,6 +6,7 @@ event loop and say `Assignment.begin` and `Assignment.done`; a commit closes the
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -16,6 +17,9 @@ from dataclasses import dataclass, field
 from streams.log import TP, RecordBatch
 
 __all__ = ["Assignment", "Partition", "split_batch"]
+
+#: how old the broker's word may be that a log is read to its end
+_CONFIRMED_S = 1.0
 
 
 @dataclass(slots=True)
@@ -32,10 +36,14 @@ class Partition:
     recovering: bool = True
     #: the state is being brought from where it is kept; records that come meanwhile are read again
     loading: bool = True
-    #: where to read from, once that is known
+    #: where to read from, once that is known, and whether the consumer is there
     start: int | None = None
+    sought: bool = False
     paused: bool = False
     at_end: bool = False
+    #: whether somebody wants to know that for certain, and when the broker has last said so
+    end_wanted: bool = False
+    end_confirmed_at: float = -math.inf
     #: how many of the batches in flight a stage has begun: the first, or none
     begun: int = 0
     in_flight: deque[RecordBatch] = field(default_factory=deque)
@@ -150,6 +158,19 @@ class Assignment:
                 if p.next_done >= p.live_from and not p.recovering
             }
 
+    def end_confirmed(self, tp: TP) -> bool:
+        """Whether the broker has just said that the partition's log is read to its end; it is asked where it has not.
+
+        What a client knows by itself is what it was told last, also while it cannot reach the broker.
+        """
+        with self.cond:
+            partition = self.partitions.get(tp)
+            if partition is None or not partition.at_end or partition.in_flight:
+                return False
+            fresh = time.monotonic() - partition.end_confirmed_at < _CONFIRMED_S
+            partition.end_wanted = not fresh
+            return fresh
+
     def owns(self, tp: TP, epoch: int) -> bool:
         """Whether this assignment of the partition is the present one."""
         with self.cond:
@@ -199,6 +220,7 @@ class Assignment:
                 for piece in split_batch(batch, partition.live_from, self._batch_records, self._batch_bytes):
                     piece.epoch = partition.epoch
                     partition.at_end = False
+                    partition.end_confirmed_at = -math.inf
                     if not self._joined(partition, piece):
                         partition.in_flight.append(piece)
                         out.append(piece)
@@ -233,6 +255,18 @@ class Assignment:
             if at_end and position is not None and not partition.in_flight and not partition.recovering:
                 partition.next_done = max(partition.next_done, position)
 
+    def ends_wanted(self) -> list[TP]:
+        """The partitions of which the broker is to be asked where they end."""
+        with self.cond:
+            return [tp for tp, p in self.partitions.items() if p.end_wanted]
+
+    def confirm_end(self, tp: TP, asked_at: float) -> None:
+        """The broker, asked at that time, says that there is nothing more."""
+        with self.cond:
+            partition = self.partitions[tp]
+            partition.end_wanted = False
+            partition.end_confirmed_at = asked_at
+
     def drain(self, partitions: Sequence[TP], timeout_s: float) -> bool:
         """Waits until nothing of these is in flight; whether it came to that."""
         with self.cond:
@@ -260,6 +294,12 @@ class Assignment:
                 for tp, p in self.partitions.items()
                 if p.next_done > p.committed and (only is None or tp in only)
             }
+
+    def committed_of(self, tp: TP) -> int:
+        """The committed offset, as far as is known here; 0 where the partition is not ours."""
+        with self.cond:
+            partition = self.partitions.get(tp)
+            return 0 if partition is None else partition.committed
 
     def committed(self, offsets: dict[TP, int]) -> None:
         """These offsets are committed."""

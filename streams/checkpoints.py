@@ -23,10 +23,10 @@ from streams.errors import FatalError
 from streams.hugepages import join_pages
 from streams.log import TP
 from streams.recovery import Assigned
-from streams.snapshot import Child, fork_write
+from streams.snapshot import Child, Outcome, fork_write
 from streams.store import Draft, StoreError
 
-__all__ = ["CheckpointSettings", "Checkpoints", "StateOf", "Stateful"]
+__all__ = ["CheckpointSettings", "Checkpoints", "StateOf", "Stateful", "meta_of"]
 
 logger = logging.getLogger("headrace.checkpoints")
 
@@ -52,6 +52,23 @@ class StateOf:
     fingerprint: str
     feature_set: str
     feature_set_hash: str
+
+
+def meta_of(group: str, tp: TP, of: StateOf, offset: int) -> CheckpointMeta:
+    """What a checkpoint made now says of itself: the state of this partition below ``offset``."""
+    return CheckpointMeta(
+        group=group,
+        stage=of.stage,
+        topic=tp.topic,
+        topic_id=of.topic_id,
+        partition=tp.partition,
+        offset=offset,
+        fingerprint=of.fingerprint,
+        feature_set=of.feature_set,
+        feature_set_hash=of.feature_set_hash,
+        headrace_version=version("headrace"),
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,10 +170,13 @@ class Checkpoints:
 
     # -- taking them --
 
-    def step(self, tasks: Mapping[TP, Stateful]) -> None:
-        """To be called often, between blocks: ends what was written, begins the next checkpoint that is due."""
+    def step(self, tasks: Mapping[TP, Stateful], committed: Callable[[TP], int]) -> None:
+        """To be called often, between blocks: ends what was written, begins the next checkpoint that is due.
+
+        ``committed`` tells the committed offset of a partition: what is behind it may have to be kept for long.
+        """
         if self._writing is not None:
-            self._end(self._writing)
+            self._end(self._writing, committed)
         elif (tp := self._due(tasks)) is not None:
             self._begin(tp, tasks[tp])
 
@@ -174,19 +194,7 @@ class Checkpoints:
 
     def _begin(self, tp: TP, task: Stateful) -> None:
         of = self.of(tp.topic)
-        meta = CheckpointMeta(
-            group=self.group,
-            stage=of.stage,
-            topic=tp.topic,
-            topic_id=of.topic_id,
-            partition=tp.partition,
-            offset=task.next_offset,
-            fingerprint=of.fingerprint,
-            feature_set=of.feature_set,
-            feature_set_hash=of.feature_set_hash,
-            headrace_version=version("headrace"),
-            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        )
+        meta = meta_of(self.group, tp, of, task.next_offset)
         self._taken[tp] = _Taken(time.monotonic(), task.next_offset)
         try:
             draft = self.store.draft(meta)
@@ -197,22 +205,31 @@ class Checkpoints:
         self.pause_s = max(self.pause_s, child.fork_s)
         self._writing = _Writing(tp, Series(of.stage, of.topic_id, tp.partition), child, draft)
 
-    def _end(self, writing: _Writing) -> None:
+    def _end(self, writing: _Writing, committed: Callable[[TP], int]) -> None:
         outcome = writing.child.poll()
-        if outcome is None:
-            return
-        self._writing = None
-        if outcome.error is not None:
-            logger.error("no checkpoint of %s/%d: %s", *writing.tp, outcome.error)
-            return
-        # an upload may take long
-        threading.Thread(target=self._publish, args=(writing,), name="headrace-publish", daemon=True).start()
+        if outcome is not None:
+            self._writing = None
+            if not self._failed(writing.tp, outcome):
+                self._publishing(writing, committed(writing.tp))
 
-    def _publish(self, writing: _Writing) -> None:
+    def _failed(self, tp: TP, outcome: Outcome) -> bool:
+        if outcome.error is None:
+            return False
+        logger.error("no checkpoint of %s/%d: %s", *tp, outcome.error)
+        self._taken[tp] = _Taken(time.monotonic(), 0)
+        return True
+
+    def _publishing(self, writing: _Writing, committed: int) -> threading.Thread:
+        # an upload may take long
+        thread = threading.Thread(target=self._publish, args=(writing, committed), name="headrace-publish", daemon=True)
+        thread.start()
+        return thread
+
+    def _publish(self, writing: _Writing, committed: int) -> None:
         try:
             self.store.publish(writing.draft)
             self.written += 1
-            self.store.prune(writing.series, self.settings.kept)
+            self.store.prune(writing.series, self.settings.kept, committed)
             join_pages()
         except StoreError as exc:
             logger.error("checkpoint of %s/%d: %s", *writing.tp, exc)
@@ -237,7 +254,6 @@ class Checkpoints:
             outcome = writing.child.wait(max(0.0, deadline - time.monotonic()))
             if outcome is None:
                 writing.child.kill()
-            elif outcome.error is None:
-                self._publish(writing)
-            else:
-                logger.error("no checkpoint of %s/%d: %s", *tp, outcome.error)
+            elif not self._failed(tp, outcome):
+                # what was done is committed, or this checkpoint waits for a commit that may never come
+                self._publishing(writing, 0).join(max(0.0, deadline - time.monotonic()))

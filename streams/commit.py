@@ -138,6 +138,7 @@ class Committer:
     """Commits what is done of ``assignment``. On the consumer thread, except where it is said.
 
     With a ``producer``, exactly once: outputs are given to `keep`, and a thread of its own sends the transactions.
+    A simulation gives ``clock`` and ``thread``, which it moves on itself.
     """
 
     def __init__(
@@ -149,6 +150,9 @@ class Committer:
         producer: TransactionalProducer | None = None,
         stall_s: float = 300.0,
         kept_bytes: int = 32 * 1024 * 1024,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        thread: Callable[..., threading.Thread] = threading.Thread,
     ) -> None:
         self._assignment = assignment
         self._consumer = consumer
@@ -158,14 +162,15 @@ class Committer:
         self._stall_s = stall_s
         self._outbox = Outbox(kept_bytes)
         self._membership: Membership = None
-        self._at = time.monotonic()
+        self._clock = clock
+        self._at = clock()
         #: when the commit on its way was sent; None = there is none
         self._sent_at: float | None = None
         self._error: HeadraceError | None = None
         self._aborts = 0
         self._give_up = threading.Event()
         self._transactions: queue.SimpleQueue[_Transaction | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="headrace-commit", daemon=True)
+        self._thread = thread(target=self._run, name="headrace-commit", daemon=True)
         #: CPU seconds of the thread that sends transactions
         self.cpu_s = 0.0
         if producer is not None:
@@ -199,7 +204,7 @@ class Committer:
 
     def due_in_s(self) -> float:
         """Seconds until the next commit."""
-        return 0.0 if self.full else self._at + self._interval_s - time.monotonic()
+        return 0.0 if self.full else self._at + self._interval_s - self._clock()
 
     def commit(self, flush_s: float, only: Sequence[TP] | None = None, *, wait: bool = True) -> bool:
         """Commits what is done. Returns whether everything done is committed, or without ``wait`` on its way.
@@ -223,39 +228,39 @@ class Committer:
         At least once, a crash between 3 and 6 sends outputs again after the restart (same bytes, same source), never
         fewer. Exactly once, a crash anywhere leaves outputs and offsets both committed or both not.
         """
-        deadline = time.monotonic() + flush_s
+        deadline = self._clock() + flush_s
         if not self._none_on_its_way(flush_s if wait else 0.0):
             return False
         if not self._outbox and not self._assignment.to_commit(only):
-            self._at = time.monotonic()
+            self._at = self._clock()
             return True
         taken: list[_Kept] = []
         try:
             with self._assignment.gate_closed(flush_s) as all_done:
-                if not all_done or not self._flushed(max(0.05, deadline - time.monotonic())):
+                if not all_done or not self._flushed(max(0.05, deadline - self._clock())):
                     return False
                 if self.exactly_once:
                     with self._assignment.cond:
                         taken = self._outbox.take(self._assignment.owns)
                 offsets = self._assignment.to_commit(None if self.exactly_once else only)
         finally:
-            self._at = time.monotonic()
+            self._at = self._clock()
         if not self.exactly_once:
             return self._commit_offsets(offsets, wait)
-        self._sent_at = time.monotonic()
+        self._sent_at = self._clock()
         self._transactions.put(_Transaction(taken, offsets, self._membership))
-        return not wait or (self._none_on_its_way(max(0.05, deadline - time.monotonic())) and not self._outbox)
+        return not wait or (self._none_on_its_way(max(0.05, deadline - self._clock())) and not self._outbox)
 
     def _none_on_its_way(self, timeout_s: float) -> bool:
         """Whether no commit is on its way, or none is after so long. Raises what ended the transactions."""
         if not self.exactly_once:
             # one that is waited for follows the one on its way; the outcome of that one may never be told
-            return self._sent_at is None or timeout_s > 0 or time.monotonic() - self._sent_at >= _COMMIT_LOST_S
+            return self._sent_at is None or timeout_s > 0 or self._clock() - self._sent_at >= _COMMIT_LOST_S
         with self._assignment.cond:
             self._assignment.cond.wait_for(lambda: self._sent_at is None, timeout=timeout_s)
             if self._error is not None:
                 raise self._error
-            if self._sent_at is not None and time.monotonic() - self._sent_at > self._stall_s:
+            if self._sent_at is not None and self._clock() - self._sent_at > self._stall_s:
                 raise FatalError(
                     "transaction-stalled",
                     f"a transaction has had no outcome for {self._stall_s:.0f} s: the brokers are away, or the "
@@ -284,7 +289,7 @@ class Committer:
     def _commit_offsets(self, offsets: dict[TP, int], wait: bool) -> bool:
         try:
             if not wait:
-                self._sent_at = time.monotonic()
+                self._sent_at = self._clock()
                 self._consumer.commit(offsets, lambda error: self._on_committed(offsets, error))
                 return True
             self._consumer.commit(offsets)

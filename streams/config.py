@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from features.fraud import SETS
+from models.errors import ModelError
+from models.explain_policy import ReasonsPolicy
 from streams.errors import ConfigError
 from streams.kafka_jars import home_dir
 
@@ -20,8 +22,15 @@ __all__ = ["Settings", "load_settings"]
 _TRANSACTION_INTERVAL_MS = 100
 
 
-def _setting(default: Any, help_text: str, minimum: float | None = None, choices: tuple[str, ...] = ()) -> Any:
-    meta = {"help": help_text, "minimum": minimum, "choices": choices}
+def _setting(
+    default: Any,
+    help_text: str,
+    minimum: float | None = None,
+    choices: tuple[str, ...] = (),
+    check: Callable[[str], object] | None = None,
+) -> Any:
+    """``check`` raises a ModelError that says what is wrong with the value."""
+    meta = {"help": help_text, "minimum": minimum, "choices": choices, "check": check}
     return field(default=default, metadata=meta)
 
 
@@ -68,6 +77,12 @@ class Settings:
         "fail", "where records that a state needs are gone: end, or go on without them", choices=("fail", "degrade")
     )
     log_features: bool = _setting(True, "write the feature vector into each score record")
+    reasons: str = _setting(
+        "above:0.5",
+        "scores that are explained: all, none, above:THRESHOLD, or sample:RATE (by the event's place in the log)",
+        check=ReasonsPolicy.parse,
+    )
+    reasons_max: int = _setting(5, "reasons given for a score at most, the largest; 0: one for each feature", 0)
     log_level: str = _setting("INFO", "DEBUG, INFO, WARNING or ERROR", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
     kafka: Mapping[str, Any] = field(default_factory=dict, metadata={"help": "librdkafka settings, passed through"})
 
@@ -80,6 +95,10 @@ class Settings:
         if self.checkpoints:
             return None if self.checkpoints == "none" else self.checkpoints
         return None if self.log_url().startswith("memory://") else str(home_dir() / "checkpoints")
+
+    def reasons_policy(self) -> ReasonsPolicy:
+        """Which scores are explained, and by how many reasons."""
+        return ReasonsPolicy.parse(self.reasons, self.reasons_max)
 
     def kafka_config(self) -> dict[str, Any]:
         """The librdkafka settings, flat, with the poll interval that the watchdog follows."""
@@ -174,6 +193,11 @@ def _checked(spec: Any, given: Any) -> Any:
         raise ConfigError(f"setting {name}: {value!r} is not text; {spec.metadata['help']}")
     elif name == "kafka" and not isinstance(value, Mapping):
         raise ConfigError(f"setting {name}: {value!r} is not a table; write [kafka] and a line for each setting")
+    if (check := spec.metadata.get("check")) is not None:
+        try:
+            check(value)
+        except ModelError as exc:
+            raise ConfigError(f"setting {name}: {exc}") from exc
     minimum, choices = spec.metadata.get("minimum"), spec.metadata.get("choices") or ()
     if minimum is not None and value < minimum:
         raise ConfigError(f"setting {name}: {value} is below {minimum:g}; {spec.metadata['help']}")

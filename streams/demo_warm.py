@@ -59,11 +59,14 @@ def _warm_model() -> None:
     import numpy as np
 
     from models.auto import choose
+    from models.explain import explainer_of
 
     x = np.random.default_rng(1).random((400, 3))
     data = lightgbm.Dataset(x, x[:, 0] > 0.5, params={"verbosity": -1})
     params = {"objective": "binary", "num_leaves": 7, "num_threads": 1, "verbosity": -1}
-    choose(lightgbm.train(params, data, 3).model_to_string())
+    text = lightgbm.train(params, data, 3).model_to_string()
+    choose(text)
+    explainer_of(text)
 
 
 def _warm_rows(stages: StageSettings) -> None:

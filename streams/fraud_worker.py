@@ -47,7 +47,7 @@ def stage_settings(settings: Settings) -> StageSettings:
 
 def make_pipeline(settings: Settings) -> FraudPipeline:
     """The pipeline with the registry's champion, or without a model where no registry is named."""
-    slot, stages = ModelSlot(), stage_settings(settings)
+    slot, stages = ModelSlot(reasons=settings.reasons_policy()), stage_settings(settings)
     if settings.models:
         features = stages.features
         slot.replace(Registry(settings.models).get("champion", features.names, features.schema_hash))

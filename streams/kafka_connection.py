@@ -83,14 +83,16 @@ class BrokerWatch:
 
     def on_error(self, error: KafkaError) -> None:
         plaintext = error.code() == KafkaError._TRANSPORT and "PLAINTEXT" in error.str() and not self.known
-        if error.code() in _AWAY and not plaintext:
+        # TLS 1.3 ends the handshake before the broker has looked at our certificate: its no comes as a lost connection
+        alert = error.code() == KafkaError._TRANSPORT and "SSL alert" in error.str()
+        if error.code() in _AWAY and not plaintext and not alert:
             if error.code() == KafkaError._TRANSPORT or self.refused is not None:
                 return  # one connection of several may report it; or why is known better
             if self.asks:
                 self.suspected = error.str()
             else:
                 self.away(error.str())
-        elif plaintext or error.code() in _REFUSED:
+        elif plaintext or alert or error.code() in _REFUSED:
             if self.refused is None:
                 logger.error("broker %s and this client do not come together: %s", self.bootstrap, error.str())
             self.refused = error.str()

@@ -236,6 +236,13 @@ class KafkaConsumer:
         )
         return int(low), int(high)
 
+    def end_offset(self, tp: TP, timeout_s: float) -> int:
+        part = TopicPartition(tp.topic, tp.partition)
+        try:
+            return int(self._consumer.get_watermark_offsets(part, timeout=timeout_s, cached=False)[1])
+        except KafkaException as exc:
+            raise LogUnavailable(exc.args[0].str()) from exc
+
     def at_end(self, tp: TP) -> bool:
         part = TopicPartition(tp.topic, tp.partition)
         position = self.position(tp)
@@ -261,6 +268,9 @@ class KafkaConsumer:
         if not self._closed:
             self._closed = True
             self._watch.asks = False
+            if self._settings.get("group.instance.id"):
+                self._close_static()
+                return
             # A rebalance callback inside librdkafka's close can wait for ever (its issue 4041): give the partitions
             # up while polling still works, so that close has none to revoke.
             self._consumer.unsubscribe()
@@ -268,6 +278,16 @@ class KafkaConsumer:
             while self._consumer.assignment() and time.monotonic() < deadline:
                 self._consumer.poll(0.1)
             self._consumer.close()
+
+    def _close_static(self) -> None:
+        """A static member goes without a word, so that nothing moves if it comes back in time: to unsubscribe first
+        would be to leave the group. On a thread of its own, since a close that revokes can wait for ever, see `close`.
+        """
+        thread = threading.Thread(target=self._consumer.close, name="headrace-close", daemon=True)
+        thread.start()
+        thread.join(_CLOSE_S)
+        if thread.is_alive():
+            logger.warning("the consumer did not close in %.0f s and is left behind", _CLOSE_S)
 
 
 def _first_error(error: KafkaError | None, partitions: Sequence[TopicPartition]) -> Exception | None:

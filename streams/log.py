@@ -161,6 +161,9 @@ class LogConsumer(Protocol):
     def offset_range(self, tp: TP, timeout_s: float = 5.0) -> tuple[int, int]:
         """(earliest, end) of the partition in the log; the end is before the first record of an open transaction."""
 
+    def end_offset(self, tp: TP, timeout_s: float) -> int:
+        """The end of the partition in the log, as the log says now. `LogUnavailable` where it does not in time."""
+
     def at_end(self, tp: TP) -> bool:
         """Whether everything that is known to be in the partition was read; asks nobody."""
 

@@ -265,6 +265,9 @@ class MemoryConsumer:
                     self._paused.discard(tp)
                     if group.owner.get(tp) == self._member_id:
                         del group.owner[tp]
+                # as with cooperative members, who join again once they have revoked: no partition changes hands within
+                # a generation, or a transaction of its former owner that is on its way would pass for the next one's
+                group.generation += 1
                 self._log.changed.notify_all()
         with self._log.changed:
             member = group.members.get(self._member_id)
@@ -338,6 +341,9 @@ class MemoryConsumer:
     def offset_range(self, tp: TP, timeout_s: float = 5.0) -> tuple[int, int]:
         with self._log.changed:
             return 0, self._log.partitions(tp.topic)[tp.partition].stable_end
+
+    def end_offset(self, tp: TP, timeout_s: float) -> int:
+        return self.offset_range(tp)[1]
 
     def at_end(self, tp: TP) -> bool:
         with self._log.changed:

@@ -23,7 +23,16 @@ from streams.files import file_kind, read_values
 from streams.log import TP, RecordBatch
 from streams.pipelines.fraud_stages import CardStage, StageSettings, TerminalStage
 
-__all__ = ["OfflineFeatures", "OfflineOrder", "block_of", "feature_matrix", "fraud_rows", "read_events", "read_labels"]
+__all__ = [
+    "OfflineFeatures",
+    "OfflineOrder",
+    "block_of",
+    "feature_matrix",
+    "fraud_rows",
+    "read_events",
+    "read_labels",
+    "time_order",
+]
 
 logger = logging.getLogger("headrace.offline")
 
@@ -76,10 +85,10 @@ def feature_matrix(
     ``progress`` is told how many more rows are done. The inputs are not changed.
     """
     n = len(transactions)
-    rows = _time_order(transactions, "event_time") if order == "event_time" else np.arange(n, dtype=np.int64)
+    rows = time_order(transactions, "event_time") if order == "event_time" else np.arange(n, dtype=np.int64)
     clock = np.maximum.accumulate(transactions.event_time_ms[rows])
     if labels is not None:
-        labels = labels.take(_time_order(labels, "label_time"))
+        labels = labels.take(time_order(labels, "label_time"))
     # how many rows come before each label
     before = np.empty(0, np.int64)
     if labels is not None:
@@ -109,7 +118,7 @@ def feature_matrix(
     return OfflineFeatures(matrix[:done], row[:done], late[:done], duplicates, terminal.label_counts)
 
 
-def _time_order(block: Block, field: str) -> IntArray:
+def time_order(block: Block, field: str) -> IntArray:
     """(n,) positions of the rows by (time, transaction_id), equal ones as they are: the order of `EventTimeOrder`."""
     times = block.columns[field].astype(np.int64, copy=False)
     keys = block.ids["transaction_id"].keys()

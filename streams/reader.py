@@ -25,6 +25,8 @@ __all__ = ["BlockReader", "ReaderHost", "ReaderSettings"]
 logger = logging.getLogger("headrace.reader")
 
 _ENDS_INTERVAL_S = 0.1
+#: how long a poll may be held up by a broker that is asked where a log ends, and when it is asked again
+_ASK_END_S, _ASK_END_AGAIN_S = 0.5, 2.0
 #: how long a poll may wait while a state is being loaded
 _LOADING_POLL_S = 0.005
 #: a poll waits no less than this, also when a commit is due that waits for the one before
@@ -82,20 +84,22 @@ class ReaderHost(Protocol):
 class BlockReader(threading.Thread):
     """Reads ``topics`` with ``consumer``, which it owns from its start on, and hands batches to ``host``.
 
-    With a ``producer``, exactly once: outputs are given to `Committer.keep`.
+    ``topics`` are names with how many partitions each has. Where one gets more, keys move: what a stage knows of a key
+    is in another partition than its next records, so none beyond is ever read: FatalError ``partitions-raised``. With a
+    ``producer``, exactly once: outputs are given to `Committer.keep`.
     """
 
     def __init__(
         self,
         consumer: LogConsumer,
-        topics: Sequence[str],
+        topics: Mapping[str, int],
         host: ReaderHost,
         settings: ReaderSettings | None = None,
         producer: TransactionalProducer | None = None,
     ) -> None:
         super().__init__(name="headrace-consumer", daemon=True)
         self._consumer = consumer
-        self._topics = list(topics)
+        self._topics = dict(topics)
         self._host = host
         self._settings = settings = settings or ReaderSettings()
         self.assignment = Assignment(settings.batch_records, settings.batch_bytes)
@@ -117,6 +121,7 @@ class BlockReader(threading.Thread):
         self._assigned_at: float | None = None
         self._accepted_at = 0.0
         self._ends_at = time.monotonic()
+        self._ask_ends_at = 0.0
         self._loader = Loader(host.recover)
         self._progress = Progress()
         #: CPU seconds of this thread so far: polls, commits and what is between
@@ -152,7 +157,7 @@ class BlockReader(threading.Thread):
     def run(self) -> None:
         error: HeadraceError | None = None
         try:
-            self._consumer.subscribe(self._topics, self)
+            self._consumer.subscribe(list(self._topics), self)
             while not self._stopping.is_set():
                 self._turn(self._consumer)
             self._finish()
@@ -201,10 +206,14 @@ class BlockReader(threading.Thread):
             if not partition.paused:
                 consumer.pause([tp])
                 partition.paused = True
-            if partition.start is not None:
+            if partition.start is not None and not partition.sought:
                 with suppress(LogUnavailable):  # not read from yet: next time
                     consumer.seek(tp, partition.start)
-                    self.assignment.loaded(tp, partition.start)
+                    partition.sought = True
+        there = [(tp, partition.start) for tp, partition in loading if partition.start is not None]
+        if all(self._partitions[tp].sought for tp, _ in there):
+            for tp, start in there:
+                self.assignment.loaded(tp, start)
         return bool(loading)
 
     def _make_room(self, consumer: LogConsumer) -> None:
@@ -263,6 +272,18 @@ class BlockReader(threading.Thread):
         self._ends_at = time.monotonic()
         for tp in self._partitions:
             self.assignment.read_to_end(tp, consumer.at_end(tp), consumer.position(tp))
+        if time.monotonic() >= self._ask_ends_at:
+            self._confirm_ends(consumer)
+
+    def _confirm_ends(self, consumer: LogConsumer) -> None:
+        try:
+            for tp in self.assignment.ends_wanted():
+                asked_at = time.monotonic()
+                position = consumer.position(tp)
+                if position is not None and position >= consumer.end_offset(tp, _ASK_END_S):
+                    self.assignment.confirm_end(tp, asked_at)
+        except LogUnavailable:
+            self._ask_ends_at = time.monotonic() + _ASK_END_AGAIN_S
 
     def _note_recovered(self, consumer: LogConsumer) -> None:
         recovering = [(tp, p) for tp, p in self._partitions.items() if p.recovering and not p.loading]
@@ -316,6 +337,15 @@ class BlockReader(threading.Thread):
     # -- RebalanceListener, inside poll --
 
     def on_assign(self, partitions: list[TP]) -> Mapping[TP, int | None]:
+        for tp in partitions:
+            if tp.partition >= self._topics[tp.topic]:
+                raise FatalError(
+                    "partitions-raised",
+                    f"{tp.topic} had {self._topics[tp.topic]} partitions when this worker began and has more now: keys "
+                    "have moved to other partitions than their history, so features would be wrong. Partitions cannot "
+                    "be taken away again: make topics with the count you want, send the records again, and read them "
+                    "with a new --group.",
+                )
         self.committer.joined(self._consumer.membership())
         committed = self._consumer.committed(partitions)
         starts: dict[TP, int | None] = {}

@@ -37,14 +37,18 @@ class Loaded(NamedTuple):
 
 
 class Loader:
-    """Calls ``recover`` for assigned partitions on a thread of its own: what it takes others need not wait for."""
+    """Calls ``recover`` for assigned partitions on a thread of its own: what it takes others need not wait for.
+
+    Partitions that were assigned together are told together: when a backlog is read, by event time, the sources of a
+    worker wake each other, which those without a state could not do.
+    """
 
     def __init__(self, recover: Callable[[Assigned], int]) -> None:
         self._recover = recover
-        self._outcomes: queue.SimpleQueue[Loaded | HeadraceError] = queue.SimpleQueue()
+        self._outcomes: queue.SimpleQueue[list[Loaded] | HeadraceError] = queue.SimpleQueue()
 
     def load(self, assigned: Sequence[Assigned]) -> None:
-        """Begins; `loaded` tells when each is done."""
+        """Begins; `loaded` tells when all are done."""
         # a daemon: a worker that is told to leave does not wait for a slow store
         threading.Thread(target=self._run, args=(list(assigned),), name="headrace-recover", daemon=True).start()
 
@@ -55,13 +59,12 @@ class Loader:
             outcome = self._outcomes.get()
             if isinstance(outcome, HeadraceError):
                 raise outcome
-            done.append(outcome)
+            done += outcome
         return done
 
     def _run(self, assigned: list[Assigned]) -> None:
         try:
-            for one in assigned:
-                self._outcomes.put(Loaded(one.tp, one.epoch, self._recover(one)))
+            self._outcomes.put([Loaded(one.tp, one.epoch, self._recover(one)) for one in assigned])
         except HeadraceError as exc:
             self._outcomes.put(exc)
         except Exception as exc:

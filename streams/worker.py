@@ -112,6 +112,12 @@ class Worker:
         return {"consume": self._reader.cpu_s, "produce": self._produce_s + self._reader.committer.cpu_s}
 
     @property
+    def checkpoints(self) -> dict[str, float]:
+        """How many this worker has written, and the longest pause for one; empty where none are kept."""
+        kept = self._checkpoints
+        return {} if kept is None else {"written": kept.written, "pause_ms": round(1000 * kept.pause_s, 2)}
+
+    @property
     def reader(self) -> BlockReader | None:
         """The consumer thread, once subscribed."""
         return self._reader
@@ -162,6 +168,8 @@ class Worker:
             else:
                 self._producer = self._log.producer()
             self._member = self._log.consumer(self._group)
+            if self._checkpoints is not None:
+                logger.info("checkpoints in %s", self._checkpoints.store.url)
             self._pipeline.warm()
             self._topics = ensure_topics(self._log, self._pipeline.topics)
             if self._transactions is not None:
@@ -211,9 +219,11 @@ class Worker:
     async def _on_subscribed(self, consumer: BlockConsumer, topics: list[str]) -> Mapping[str, int]:
         self._consumer = consumer
         assert self._member is not None
-        self._reader = BlockReader(self._member, topics, self, self._settings, self._transactions)
+        partitions = {name: self._topics[name].partitions for name in topics}
+        self._reader = BlockReader(self._member, partitions, self, self._settings, self._transactions)
+        self._pipeline.use_ends(self._reader.assignment.end_confirmed)
         self._reader.start()
-        return {name: self._topics[name].partitions for name in topics}
+        return partitions
 
     async def _handle(self, run: list[RecordBatch]) -> None:
         """A run of batches of one topic through their tasks. Never raises: what cannot be handled ends the worker
@@ -306,7 +316,7 @@ class Worker:
                     await self._tick_task(tp, epoch, at_end, reader)
 
             if self._checkpoints is not None:
-                self._checkpoints.step(self._stateful_tasks())
+                self._checkpoints.step(self._stateful_tasks(), reader.assignment.committed_of)
 
     def _stateful_tasks(self) -> dict[TP, Task]:
         return {tp: task for tp, (_, task) in self._tasks.items() if self._pipeline.is_stateful(tp.topic)}
@@ -366,9 +376,24 @@ class Worker:
         if not self._pipeline.is_stateful(tp.topic):
             start = start if committed is None else max(committed, start)
         elif self._checkpoints is not None:
-            start = self._checkpoints.load(assigned, task)
+            start = self._load(self._checkpoints, assigned, task)
         self._recovered[tp, assigned.epoch] = task
         return start
+
+    def _load(self, checkpoints: Checkpoints, assigned: Assigned, task: Task) -> int:
+        try:
+            return checkpoints.load(assigned, task)
+        except FatalError as exc:
+            if exc.reason != "state-of-other-settings":
+                raise
+            counts = ", ".join(f"{name} {self._topics[name].partitions}" for name in self._pipeline.inputs)
+            what = str(exc).removeprefix(f"{exc.reason}: ")
+            raise FatalError(
+                exc.reason,
+                f"{what} How many partitions the topics have is one of these settings, now {counts}: where that was "
+                "raised, keys have moved away from their history, and a new group helps only with topics that are made "
+                "anew with the count you want, and their records sent again.",
+            ) from exc
 
     def deliver(self, batches: list[RecordBatch]) -> None:
         assert self._loop is not None and self._consumer is not None

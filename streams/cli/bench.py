@@ -17,7 +17,7 @@ EXAMPLE = "headrace bench throughput --events 300000 --json"
 _WHAT = {
     "throughput": "events per second on one core, beside a plain Faust app on the same records",
     "latency": "from produce to score consumed, at 100, 1,000 and 10,000 events per second",
-    "predictor": "rows per second of each predictor",
+    "predictor": "rows per second of each predictor, and of reasons",
     "features": "microseconds per event of the window engine",
 }
 
@@ -45,6 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=["at_least_once", "exactly_once"],
         default="at_least_once",
         help="throughput, latency: of the worker (default: at_least_once)",
+    )
+    parser.add_argument(
+        "--reasons", default="above:0.5", metavar="POLICY", help="throughput: of the worker (default: above:0.5)"
     )
     add_json(parser)
 
@@ -87,6 +90,7 @@ def _throughput(args: argparse.Namespace) -> dict[str, Any]:
         plain_events=args.plain_events,
         rounds=args.rounds,
         delivery=args.delivery,
+        reasons=args.reasons,
         plain=args.plain_events > 0,
         notify=_notify,
     )
@@ -135,6 +139,10 @@ def _rows_table(figures: dict[str, Any]) -> list[str]:
     return ["   ".join(f"{k} {v}" for k, v in row.items() if k != "sha256") for row in figures["results"]]
 
 
+def _predictor_table(figures: dict[str, Any]) -> list[str]:
+    return [*_rows_table(figures), "reasons:", *_rows_table({"results": figures["reasons"]})]
+
+
 def _features_table(figures: dict[str, Any]) -> list[str]:
     lines = _rows_table(figures)
     lines += ["one key with 30% of the events:", *_rows_table({"results": figures["hot"]})]
@@ -145,6 +153,6 @@ _MEASURES = {"throughput": _throughput, "latency": _latency, "predictor": _predi
 _TABLES = {
     "throughput": _throughput_table,
     "latency": _latency_table,
-    "predictor": _rows_table,
+    "predictor": _predictor_table,
     "features": _features_table,
 }

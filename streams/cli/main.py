@@ -39,6 +39,7 @@ COMMANDS = {
     "models": "list, show, add, promote and roll back model packages",
     "score": "score event files with a packaged model, offline, by the same stages",
     "verify": "replay each stage from its own input log and compare with what the log holds",
+    "bootstrap": "give a new group the state of event files, and the seam from which it reads the topics",
     "bench": "measure: throughput, latency, predictors, features",
     "dead-letters": "list, show and retry the records that could not be read",
     "simulate": "send simulated card payments and labels to Kafka, at a rate",

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-__all__ = ["DEFAULT_BOOTSTRAP", "add_bootstrap", "add_config", "add_json", "port", "print_json"]
+__all__ = ["DEFAULT_BOOTSTRAP", "add_bootstrap", "add_config", "add_json", "add_reasons", "port", "print_json"]
 
 DEFAULT_BOOTSTRAP = "127.0.0.1:9092"
 
@@ -29,6 +29,18 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 def add_json(parser: argparse.ArgumentParser) -> None:
     """``--json``: the figures as one JSON object, the last line of stdout."""
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object, the last line")
+
+
+def add_reasons(parser: argparse.ArgumentParser) -> None:
+    """``--reasons POLICY`` and ``--reasons-max N``; None when not given: then `load_settings` decides."""
+    parser.add_argument(
+        "--reasons",
+        metavar="POLICY",
+        help="scores that are explained: all, none, above:THRESHOLD or sample:RATE (default: above:0.5)",
+    )
+    parser.add_argument(
+        "--reasons-max", type=int, metavar="N", help="reasons of a score at most; 0: one for each feature (default: 5)"
+    )
 
 
 def print_json(figures: Mapping[str, object]) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 from streams.cli.offline_io import SET_CHOICES
-from streams.cli.options import add_bootstrap, add_config, add_json, print_json
+from streams.cli.options import add_bootstrap, add_config, add_json, add_reasons, print_json
 
 #: objects more than before until cycles are looked for: more than the blocks in flight hold (default 700)
 _GC_NET_ALLOCATIONS = 200_000
@@ -38,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoints", metavar="URL", help="where states are kept: a directory, s3://.., or none (default: a cache)"
     )
+    add_reasons(parser)
     parser.add_argument("--group", metavar="GROUP", help="consumer group (default: headrace-fraud)")
     parser.add_argument("--partitions", type=int, metavar="N", help="of topics that are missing (default: 4)")
     add_config(parser)
@@ -55,7 +56,8 @@ def run(args: argparse.Namespace) -> int:
     from streams.fraud_worker import make_worker
 
     overrides = {
-        name: getattr(args, name) for name in ("models", "order", "delivery", "checkpoints", "group", "partitions")
+        name: getattr(args, name)
+        for name in ("models", "order", "delivery", "checkpoints", "reasons", "reasons_max", "group", "partitions")
     }
     overrides |= {"bootstrap": args.bootstrap, "feature_set": args.set}
     settings = load_settings(args.config, overrides=overrides)
@@ -73,6 +75,7 @@ def run(args: argparse.Namespace) -> int:
                 {
                     **figures,
                     "quality": pipeline.quality(),
+                    "checkpoints": worker.checkpoints,
                     "seconds": {k: round(v, 4) for k, v in sorted(seconds.items())},
                 }
             )

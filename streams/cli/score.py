@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from streams.cli.offline_io import add_inputs, add_models, add_order, check_output, read_inputs, written
-from streams.cli.options import add_json, print_json
+from streams.cli.options import add_json, add_reasons, print_json
 from streams.cli.registry import known_model, open_registry
 from streams.errors import EXIT_OK
 
@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help=".parquet: transaction_id, score, raw; .jsonl: the records of fraud-scores",
     )
+    add_reasons(parser)
     add_order(parser)
     add_json(parser)
 
@@ -45,11 +46,15 @@ def run(args: argparse.Namespace) -> int:
     """Writes one row or line per transaction, in the order of EVENTS, repeated ones left out."""
     check_output(args.to, [".parquet", ".jsonl"], [args.source, args.labels])
     from features.fraud import set_of
+    from models.explain_policy import NO_REASONS
     from models.package import read_manifest
     from models.slot import ModelSlot
+    from streams.config import load_settings
 
     as_json_lines = args.to.suffix.lower() == ".jsonl"
-    slot = ModelSlot()
+    overrides = {name: getattr(args, name) for name in ("reasons", "reasons_max")}
+    policy = load_settings(overrides=overrides).reasons_policy()
+    slot = ModelSlot(reasons=policy if as_json_lines else NO_REASONS)
     registry = open_registry(args.models)
     model = known_model(registry, args.model)
     features = set_of(read_manifest(registry.resolve(model)).schema_hash)
@@ -91,17 +96,30 @@ def _write_parquet(path: Path, inputs: Inputs, made: OfflineFeatures, slot: Mode
 
 
 def _write_jsonl(path: Path, inputs: Inputs, made: OfflineFeatures, slot: ModelSlot) -> None:
-    """The values that a worker sends to fraud-scores, byte for byte."""
-    from streams.encode import ScoreEncoder
+    """The values that a worker sends to fraud-scores, byte for byte; rows of the file count as offsets of partition 0
+    where reasons are given for a sample."""
+    import numpy as np
 
-    encoder, events = ScoreEncoder(inputs.settings.features.names), inputs.events
+    from streams.encode import ScoreEncoder
+    from streams.reasons import reason_texts
+
+    encoder, events, serving = ScoreEncoder(inputs.settings.features.names), inputs.events, slot.serving
     with path.open("wb") as file:
 
         def put(part: slice) -> None:
             matrix = made.matrix[part]
-            raw, score = slot.score(matrix)
+            raw, score = serving.score(matrix)
             rows = events.take(made.row[part])
-            values = encoder.encode(rows, features=matrix, late=made.late[part], model=slot.label, score=score, raw=raw)
+            reasons = serving.reasons(matrix, score, np.zeros(len(rows), np.int64), rows.offsets)
+            values = encoder.encode(
+                rows,
+                features=matrix,
+                late=made.late[part],
+                model=serving.label,
+                score=score,
+                raw=raw,
+                reasons=reason_texts(len(rows), reasons),
+            )
             file.write(b"\n".join([*values, b""]))
 
         _in_parts(len(made.row), put)

@@ -57,6 +57,8 @@ class FraudPipeline:
     encoder: ScoreEncoder = field(init=False)
     transactions: Decoder = field(init=False)
     labels: Decoder = field(init=False)
+    #: whether a source's log is surely read to its end; see `use_ends`
+    end_confirmed: Callable[[TP], bool] = lambda tp: True
     #: when one of the tasks has last said, by its clock, for whom it waits
     wait_said_s: float = float("-inf")
 
@@ -99,12 +101,13 @@ class FraudPipeline:
 
         In it, of each topic what its own stage looks at: the format of the arrays; which records are rows (schema);
         the windows' declarations in their order, the allowed lateness; how long and how many transactions are known
-        again; the order, and by event time the sources that are waited for.
+        again; the order; and how many partitions each of the stages' topics has. Where one gets more, keys move to
+        other partitions than their history and later rows go elsewhere: no state fits what comes then, and a replay of
+        the log would be as wrong.
 
         Not in it: features of the row alone, the model and what is logged, which leave no state; the watermark's delay
-        and the clock's settings, as the state has the newest time and no decision; bounds of memory that end the worker
-        rather than change a result; and how many partitions ``fraud.by-terminal`` has: it decides where the next rows
-        go, as it would after a replay. That its features are wrong once it changes is not for this to say.
+        and the clock's settings, as the state has the newest time and no decision; and bounds of memory that end the
+        worker rather than change a result.
         """
         settings, meaning = self.settings, dict[str, Any]()
         if topic == TRANSACTIONS:
@@ -122,16 +125,17 @@ class FraudPipeline:
                 "windows": self._windows("terminal_id"),
                 "allowed_lateness_ms": settings.allowed_lateness_ms,
                 "order": self.order,
-                "sources": [self.infos[t].partitions for t in (TRANSACTIONS, LABELS)],
             }
-            if self.order == "arrival":
-                del meaning["sources"]
+        meaning["partitions"] = [self.infos[t].partitions for t in _STAGES]
         text = orjson.dumps([_STATE_FORMAT, FORMAT, topic, meaning], option=orjson.OPT_SORT_KEYS)
         return hashlib.sha256(text).hexdigest()
 
     def _windows(self, key: str) -> list[tuple[dict[str, object], bool]]:
         """What the windows of the stage are, and whether values may be missing, which is no part of a definition."""
         return [(f.definition(), f.optional) for f in self.settings.features.for_stage(key)]
+
+    def use_ends(self, confirmed: Callable[[TP], bool]) -> None:
+        self.end_confirmed = confirmed
 
     def wake(self, parts: Sequence[tuple[Any, RecordBatch]], tasks: Callable[[], Sequence[Any]]) -> list[OutBatch]:
         """When one source has something again, others probably have too: until they say that they are idle again, the

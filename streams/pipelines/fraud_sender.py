@@ -89,7 +89,7 @@ class Sender:
             self._quiet_since = None
         elif self._quiet_since is None:
             self._quiet_since = now_s
-        elif now_s - self._quiet_since >= patience_s:
+        elif now_s - self._quiet_since >= patience_s and self.pipeline.end_confirmed(self.tp):
             kind = "idle"
             self._told_idle = self._may_sleep = True
             self._idle_told_s = now_s

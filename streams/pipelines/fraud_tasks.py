@@ -22,6 +22,7 @@ from streams.merge import ArrivalOrder, EventTimeOrder, Merged, Order
 from streams.partitioner import partitions_of
 from streams.pipelines.fraud_sender import Sender, shuffled
 from streams.pipelines.fraud_stages import CardRows, CardStage, TerminalStage, empty_rows, label_targets, late_by_ms
+from streams.reasons import reason_texts
 from streams.rows import Rows
 from streams.shuffle import Sent, ShuffleError, SourcePositions, unpack
 from streams.stage import dead_letters, fresh_part
@@ -362,12 +363,15 @@ def _late_by_terminal(rows: Block, lateness_ms: IntArray) -> OutBatch:
 
 def _scores(pipeline: FraudPipeline, vectors: Vectors, nbytes: int) -> OutBatch:
     meters, rows = pipeline.meters, vectors.rows
+    serving = pipeline.slot.serving
     with meters.part("score", nbytes):
-        slot = pipeline.slot
-        raw, score = slot.score(vectors.matrix)
+        raw, score = serving.score(vectors.matrix)
+    with meters.part("explain", nbytes):
+        reasons = serving.reasons(vectors.matrix, score, vectors.source_partitions, rows.offsets)
+        texts = reason_texts(len(rows), reasons)
     with meters.part("encode", nbytes):
         values = pipeline.encoder.encode(
-            rows, features=vectors.matrix, late=vectors.late, model=slot.label, score=score, raw=raw
+            rows, features=vectors.matrix, late=vectors.late, model=serving.label, score=score, raw=raw, reasons=texts
         )
         keys = _texts(rows.ids["transaction_id"])
         sources = source_headers(TRANSACTIONS, vectors.source_partitions, rows.offsets)

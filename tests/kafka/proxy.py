@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 import threading
+import time
 from contextlib import suppress
 
 _METADATA, _FIND_COORDINATOR = 3, 10
@@ -22,6 +23,9 @@ class Proxy:
         #: whether metadata say that the cluster has no broker yet, and how often they did
         self.no_brokers = False
         self.said_none = 0
+        #: whether new connections are ended at once, and how long every response is held back
+        self.refuses = False
+        self.delay_s = 0.0
         self._connections: list[socket.socket] = []
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -41,6 +45,9 @@ class Proxy:
                 client, _ = self._server.accept()
             except OSError:
                 return
+            if self.refuses:
+                client.close()
+                continue
             try:
                 broker = socket.create_connection(("127.0.0.1", self._target))
             except OSError:
@@ -68,6 +75,7 @@ class Proxy:
             if api == _METADATA and version >= _COMPACT_METADATA and self.no_brokers:
                 body = _without_brokers(body)
                 self.said_none += 1
+            time.sleep(self.delay_s)
             if not _send(client, body):
                 break
         _shut(client)

@@ -60,12 +60,13 @@ def test_a_worker_that_is_killed_again_and_again_goes_on_from_its_checkpoints(ka
         with kept.worker() as worker:
             worker.wait_ready()
             tail.read(N)
-            replayed = worker.stop()["replayed"]
+            figures = worker.stop()
             assert worker.log.count("loaded in") == 3 * PARTITIONS, worker.log
     assert set(tail.by_source) == sources(log)
     assert tail.contradicting == 0
     assert tail.features() == STREAM.features()
-    assert replayed < N, "what was before the checkpoint is not replayed"
+    assert figures["replayed"] < N, "what was before the checkpoint is not replayed"
+    assert figures["checkpoints"]["written"] >= 3 * PARTITIONS and figures["checkpoints"]["pause_ms"] > 0
     assert len(kept.files()) <= 3 * PARTITIONS * 4, "old ones are deleted"
 
 

@@ -18,6 +18,7 @@ from live_fraud import SETTINGS, LiveFraud, lines
 
 from features.fraud import DEFAULT, RICH, SETS, set_of
 from features.schema import TRANSACTION_LABELS, TRANSACTIONS
+from models.explain_policy import ReasonsPolicy
 from models.registry import ALIASES, Registry
 from models.slot import ModelSlot
 from streams.cli import train as train_command
@@ -428,12 +429,7 @@ def test_scores_are_those_of_the_live_tasks(headrace: Headrace, files: Files, mo
     n = len(files.transactions["event_time"])
     assert (result.figures["rows"], result.figures["model"]) == (n, "fraud@1")
     assert result.figures["rows_per_s"] > 0
-    live = LiveFraud("event_time", ModelSlot(Registry(models).get("champion", DEFAULT.names)))
-    for topic, path in (("transactions", files.events), ("transaction-labels", files.labels)):
-        values = lines(pq.read_table(path).to_pylist())
-        for start in range(0, len(values), 1000):
-            live.send(topic, values[start : start + 1000])  # type: ignore[arg-type]
-    live.finish()
+    live = live_fraud(files, models, Settings().reasons_policy())
     assert (tmp_path / "s.jsonl").read_bytes().splitlines() == live.scores
 
     assert headrace(*words, tmp_path / "s.parquet").code == 0
@@ -442,6 +438,37 @@ def test_scores_are_those_of_the_live_tasks(headrace: Headrace, files: Files, mo
     records = [orjson.loads(value) for value in live.scores]
     for name in table.column_names:
         assert table[name].to_pylist() == [record[name] for record in records]
+
+
+@pytest.mark.parametrize("policy", ["all", "above:0.01", "sample:0.3", "none"])
+def test_reasons_are_those_of_the_live_tasks(
+    headrace: Headrace, files: Files, models: Path, tmp_path: Path, policy: str
+) -> None:
+    words = ["--reasons", policy, "--reasons-max", 3, "--to", tmp_path / "s.jsonl"]
+    assert headrace("score", *files.options, "--models", models, *words).code == 0
+    live = live_fraud(files, models, ReasonsPolicy.parse(policy, 3))
+    written = (tmp_path / "s.jsonl").read_bytes().splitlines()
+    assert written == live.scores
+    lengths = {len(orjson.loads(value)["reasons"]) for value in written}
+    assert lengths == ({3} if policy == "all" else {0} if policy == "none" else {0, 3})
+
+
+def test_a_policy_that_is_none_is_wrong_use(headrace: Headrace, files: Files, models: Path, tmp_path: Path) -> None:
+    words = ["score", *files.options, "--models", models, "--to", tmp_path / "s.jsonl", "--reasons"]
+    result = headrace(*words, "most")
+    assert result.code == 2 and "setting reasons: 'most' does not say" in result.err
+    assert not (tmp_path / "s.jsonl").exists()
+
+
+def live_fraud(files: Files, models: Path, policy: ReasonsPolicy) -> LiveFraud:
+    """The files through the live tasks, with the champion."""
+    live = LiveFraud("event_time", ModelSlot(Registry(models).get("champion", DEFAULT.names), policy))
+    for topic, path in (("transactions", files.events), ("transaction-labels", files.labels)):
+        values = lines(pq.read_table(path).to_pylist())
+        for start in range(0, len(values), 1000):
+            live.send(topic, values[start : start + 1000])  # type: ignore[arg-type]
+    live.finish()
+    return live
 
 
 def test_scores_of_some_lines_with_other_fields(headrace: Headrace, models: Path, tmp_path: Path) -> None:

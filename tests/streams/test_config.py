@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from models.explain_policy import ReasonsPolicy
 from streams.config import Settings, load_settings
 from streams.errors import ConfigError
 
@@ -34,6 +35,12 @@ def test_transactions_are_committed_more_often(tmp_path: Path) -> None:
     assert load_settings(path, {}).commit_interval_ms == 250
 
 
+def test_which_scores_are_explained(tmp_path: Path) -> None:
+    assert load_settings(None, {}).reasons_policy() == ReasonsPolicy("above", 0.5, 5)
+    path = toml(tmp_path, 'reasons = "sample:0.25"\nreasons_max = 0\n')
+    assert load_settings(path, {}).reasons_policy() == ReasonsPolicy("sample", 0.25, 0)
+
+
 def test_the_environment_gives_numbers_and_flags() -> None:
     env = {"HEADRACE_PARTITIONS": "12", "HEADRACE_LOG_FEATURES": "FALSE", "HEADRACE_BATCH_RECORDS": "1"}
     got = load_settings(None, env)
@@ -52,6 +59,10 @@ def test_the_environment_gives_numbers_and_flags() -> None:
         ('order = "time"', "setting order: 'time' is not one of arrival, event_time"),
         ('delivery = "twice"', "setting delivery: 'twice' is not one of at_least_once, exactly_once"),
         ('[kafka]\nproducer.transactional.id = "x"', "kafka.producer.transactional.id: 'x' would make every producer"),
+        ('reasons = "above"', "setting reasons: 'above' does not say which scores are explained; write all, none"),
+        ('reasons = "sample:2"', "setting reasons: 'sample:2' does not .* the rate of sample is 0 to 1"),
+        ("reasons = 0.5", "setting reasons: 0.5 is not text"),
+        ("reasons_max = -1", "setting reasons_max: -1 is below 0"),
         ("log_features = 3", "setting log_features: 3 is neither true nor false"),
         ("group = 5", "setting group: 5 is not text"),
         ('kafka = "x"', r"setting kafka: 'x' is not a table; write \[kafka\]"),

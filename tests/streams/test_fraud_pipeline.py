@@ -246,9 +246,17 @@ def test_a_model_scores_the_logged_features_as_lightgbm_does() -> None:
     class Slot:
         label = "m@3"
 
+        @property
+        def serving(self) -> Slot:
+            return self
+
         @staticmethod
         def score(matrix: Any) -> tuple[Any, Any]:
             return booster.predict(matrix, raw_score=True), booster.predict(matrix)
+
+        @staticmethod
+        def reasons(*_: Any) -> None:
+            return None
 
     fed = Fed(make_pipeline(slot=Slot()))  # type: ignore[arg-type]
     fed.feed([transaction(i, NOW - DAY + i, amount=float(i)) for i in range(30)])

@@ -68,7 +68,7 @@ def worlds(draw: st.DrawFn, *, by_time: bool) -> tuple[list[Event], list[Event]]
     events += [dict(events[i]) for i in draw(st.lists(st.integers(0, n - 1), max_size=4))]
     if by_time:
         block = block_of(TRANSACTIONS, {name: [e[name] for e in events] for name in TRANSACTIONS.names})
-        events = [events[i] for i in offline._time_order(block, "event_time")]
+        events = [events[i] for i in offline.time_order(block, "event_time")]
     else:
         events = draw(st.permutations(events))
     labels.sort(key=lambda e: e["label_time"])

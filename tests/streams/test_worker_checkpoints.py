@@ -100,32 +100,39 @@ def test_a_store_that_fails_ends_the_worker_by_name(tmp_path: Path) -> None:
 
 
 class SlowPipeline(CountingPipeline):
-    """Partition 3 gets its state late."""
+    """Partitions get their state when they are told to."""
 
     def __init__(self, source: str, output: str) -> None:
         super().__init__(source, output)
         self.goes_on = threading.Event()
+        self.goes_on.set()
+        self.waits = False
 
     def task(self, tp: TP) -> CountingTask:
-        if tp.partition == 3:
-            assert self.goes_on.wait(30)
+        self.waits = not self.goes_on.is_set()
+        assert self.goes_on.wait(30)
         return super().task(tp)
 
 
 def test_a_state_that_takes_long_holds_no_other_partition_up(log: Log) -> None:
     source, output, group = names()
     values = [b"v%d" % i for i in range(400)]
-    pipeline = SlowPipeline(source, output)
-    worker = Running(log, pipeline, group)
-    until(lambda: worker._worker is not None and worker._worker.reader is not None, 30)
+    slow = SlowPipeline(source, output)
+    stays = Running(log, slow, group)
+    assert stays.ready.wait(30)
+    leaves = Running(log, CountingPipeline(source, output), group)
+    assert leaves.ready.wait(30)
+    until(lambda: len(stays.reader.assignment.positions()) == len(leaves.reader.assignment.positions()) == 2, 30)
+    own = {tp.partition for tp in stays.reader.assignment.positions()}
+    slow.goes_on.clear()
+    assert leaves.stop() == 0
+    until(lambda: slow.waits, 30)
     send(log, source, values)
-    got = values_of(read_all(log, output, distinct(300)))
-    assert set(got) == {v for v in expected(values) if not v.startswith(b"3:")}
-    assert not worker.ready.is_set()
-    pipeline.goes_on.set()
-    assert worker.ready.wait(30)
+    got = values_of(read_all(log, output, distinct(200)))
+    assert {int(value.split(b":")[0]) for value in got} == own
+    slow.goes_on.set()
     got = values_of(read_all(log, output, distinct(400)))
-    assert worker.stop() == 0
+    assert stays.stop() == 0
     assert Counter(got) == Counter(expected(values)), "what came before the state was there is read again"
 
 

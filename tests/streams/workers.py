@@ -83,6 +83,9 @@ class CountingPipeline:
     def task(self, tp: TP) -> CountingTask:
         return CountingTask(self, tp)
 
+    def use_ends(self, confirmed: object) -> None:
+        pass
+
     def wake(self, parts: object, tasks: object) -> list[OutBatch]:
         return []
 
