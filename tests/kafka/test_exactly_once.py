@@ -131,7 +131,7 @@ def test_of_two_workers_with_one_transactional_id_the_older_ends(kafka: Broker, 
         with Worker(*options, config=config) as second:
             second.wait_ready()
             send(log, STREAM.records[half:])
-            until(lambda: first.process.poll() is not None, "the older worker's end", 60)
+            until(lambda: first.process.poll() is not None, "the older worker's end", 120)
             assert first.wait() == 1
             assert "transaction-fenced: transactional id same" in first.log
             assert "Traceback" not in first.log
