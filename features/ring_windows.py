@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
@@ -24,7 +25,7 @@ SWEEP_STEPS_PER_ROW = 4
 SWEEP_ROWS = 64
 
 
-class RingWindows:
+class RingWindows(ABC):
     """Windows of one entity, of one id field or several, in one partition. A subclass makes ``_rings`` and ``_span_ms``
     when it is constructed, and says what the columns are and what becomes of them."""
 
@@ -70,21 +71,23 @@ class RingWindows:
         parts = [block.ids[name].keys() for name in self.keys]
         return parts[0] if len(parts) == 1 else joined_keys(parts), block.event_time_ms, self._row_values(block)
 
+    @abstractmethod
     def _row_values(self, block: Block) -> npt.NDArray[Any]:
-        raise NotImplementedError
+        """(n, columns) values of the block's rows, checked."""
 
+    @abstractmethod
     def process_columns(
         self, keys: KeyArray, times: IntArray, values: npt.NDArray[Any]
     ) -> tuple[FloatArray, BoolArray]:
         """`process` for bare columns: keys (n, 2), event times (n,) and ``values`` (n, columns), see `columns`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def to_arrays(self) -> Arrays:
         """The state as arrays in canonical form."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _load(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-        raise NotImplementedError
+        """Fills an empty state with what `to_arrays` gave."""
 
     def _assign(self, keys: KeyArray, times: IntArray) -> tuple[IntArray, BoolArray]:
         """Slots and late flags of the rows; each slot has a ring."""

@@ -23,7 +23,7 @@ from streams.errors import FatalError
 from streams.hugepages import join_pages
 from streams.log import TP
 from streams.recovery import Assigned
-from streams.snapshot import Child, Outcome, fork_write
+from streams.snapshot import Child, fork_write
 from streams.store import Draft, StoreError
 
 __all__ = ["CheckpointSettings", "Checkpoints", "StateOf", "Stateful", "meta_of"]
@@ -200,7 +200,7 @@ class Checkpoints:
             draft = self.store.draft(meta)
             child = fork_write(task.state, meta, draft)
         except (CheckpointError, StoreError) as exc:
-            logger.error("no checkpoint of %s/%d: %s", *tp, exc)
+            self._not_taken(tp, str(exc))
             return
         self.pause_s = max(self.pause_s, child.fork_s)
         self._writing = _Writing(tp, Series(of.stage, of.topic_id, tp.partition), child, draft)
@@ -209,15 +209,15 @@ class Checkpoints:
         outcome = writing.child.poll()
         if outcome is not None:
             self._writing = None
-            if not self._failed(writing.tp, outcome):
+            if outcome.error is None:
                 self._publishing(writing, committed(writing.tp))
+            else:
+                self._not_taken(writing.tp, outcome.error)
 
-    def _failed(self, tp: TP, outcome: Outcome) -> bool:
-        if outcome.error is None:
-            return False
-        logger.error("no checkpoint of %s/%d: %s", *tp, outcome.error)
+    def _not_taken(self, tp: TP, reason: str) -> None:
+        """Due again after the interval, also where no record comes meanwhile."""
+        logger.error("no checkpoint of %s/%d: %s", *tp, reason)
         self._taken[tp] = _Taken(time.monotonic(), 0)
-        return True
 
     def _publishing(self, writing: _Writing, committed: int) -> threading.Thread:
         # an upload may take long
@@ -239,6 +239,7 @@ class Checkpoints:
         deadline = time.monotonic() + timeout_s
         if self._writing is not None:
             self._writing.child.kill()
+            self._taken[self._writing.tp] = _Taken(time.monotonic(), 0)
             self._writing = None
         for tp, task in tasks.items():
             taken = self._taken.get(tp)
@@ -254,6 +255,8 @@ class Checkpoints:
             outcome = writing.child.wait(max(0.0, deadline - time.monotonic()))
             if outcome is None:
                 writing.child.kill()
-            elif not self._failed(tp, outcome):
+            elif outcome.error is not None:
+                self._not_taken(tp, outcome.error)
+            else:
                 # what was done is committed, or this checkpoint waits for a commit that may never come
                 self._publishing(writing, 0).join(max(0.0, deadline - time.monotonic()))

@@ -71,6 +71,9 @@ class BrokerWatch:
     def __init__(self, bootstrap: str, config: Mapping[str, Any]) -> None:
         self.bootstrap = bootstrap
         self._config = config
+        #: what a fresh client was answered last, and when
+        self._answered = False
+        self._asked_at = 0.0
         self.away_since: float | None = None
         #: why the broker and we do not come together, until they do
         self.refused: str | None = None
@@ -111,8 +114,15 @@ class BrokerWatch:
         """Whether the broker is there for a client that has never lost it.
 
         A client that lost its brokers is not asked itself: one that hears of "no brokers", as one that just starts
-        says, while it looks for them, can forget them all for ever (librdkafka's issue 5301).
+        says, while it looks for them, can forget them all for ever (librdkafka's issue 5301). Asks once a second,
+        however many want to know.
         """
+        if time.monotonic() - self._asked_at >= _ASK_INTERVAL_S:
+            self._answered = self._ask()
+            self._asked_at = time.monotonic()
+        return self._answered
+
+    def _ask(self) -> bool:
         settings = client_settings(self._config, {}, "admin", self)
         settings["error_cb"] = lambda _error: None
         try:
@@ -136,7 +146,6 @@ class Contact:
     def __init__(self, watch: BrokerWatch) -> None:
         self._watch = watch
         self._lost = False
-        self._asked_at = 0.0
         #: since when the broker answers others
         self._there_since: float | None = None
 
@@ -149,17 +158,15 @@ class Contact:
 
     def is_stuck(self, ask: Callable[[], Any]) -> bool:
         """Whether the broker has been there for a while but not for this client; to be called whenever it has heard
-        nothing, it looks once a second and only after the client lost its brokers. ``ask`` is a metadata request by
+        nothing, it looks only after the client lost its brokers. ``ask`` is a metadata request by
         the client."""
-        now = time.monotonic()
-        if not self._lost or now - self._asked_at < _ASK_INTERVAL_S:
+        if not self._lost:
             return False
-        there = self._watch.answers()
-        self._asked_at = time.monotonic()
-        if not there:
+        if not self._watch.answers():
             self._there_since = None
             return False
         self._watch.seen()
+        now = time.monotonic()
         if self._there_since is None:
             self._there_since = now
         if now - self._there_since < _DEAF_S:

@@ -58,7 +58,6 @@ class KafkaConsumer:
     def __init__(self, watch: BrokerWatch, group: str, config: Mapping[str, Any]) -> None:
         self._watch = watch
         self._contact = Contact(watch)
-        self._looked_at = 0.0
         self._closed = False
         defaults = {**_CONSUMER_DEFAULTS, "group.id": group}
         settings = client_settings(config, defaults, "consumer", watch)
@@ -125,15 +124,14 @@ class KafkaConsumer:
         return _group(messages)
 
     def _look_for_broker(self) -> None:
-        """Once a second while the broker is away: topics without new records would not tell that it is back."""
+        """While the broker is away: topics without new records would not tell that it is back."""
         watch = self._watch
-        if (watch.away_since is None and watch.suspected is None) or time.monotonic() - self._looked_at < 1.0:
+        if watch.away_since is None and watch.suspected is None:
             return
         if watch.answers():
             watch.seen()
         elif watch.suspected is not None:
             watch.away(watch.suspected)
-        self._looked_at = time.monotonic()
 
     def _begin_anew(self) -> None:
         """Another client in place of one that does not find back to the broker, as a new member of the group; for our

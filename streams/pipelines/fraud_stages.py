@@ -104,10 +104,13 @@ def _windows_by_card(settings: StageSettings, arrays: Arrays | None = None) -> E
     return entity_state(
         settings.features.for_stage("card_id"),
         labelled=False,
-        allowed_lateness_ms=settings.allowed_lateness_ms,
-        bytes_max=settings.state_bytes_max,
         arrays=arrays,
+        **_window_settings(settings),
     )
+
+
+def _window_settings(settings: StageSettings) -> dict[str, Any]:
+    return {"allowed_lateness_ms": settings.allowed_lateness_ms, "bytes_max": settings.state_bytes_max}
 
 
 def _dedupe_settings(settings: StageSettings) -> dict[str, int]:
@@ -190,9 +193,8 @@ def _windows_by_terminal(settings: StageSettings, arrays: Arrays | None = None) 
     return entity_state(
         settings.features.for_stage("terminal_id"),
         labelled=True,
-        allowed_lateness_ms=settings.allowed_lateness_ms,
-        bytes_max=settings.state_bytes_max,
         arrays=arrays,
+        **_window_settings(settings),
     )
 
 
