@@ -6,15 +6,17 @@ import logging
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 from test_worker import distinct, expected, log, new_id
 from workers import CountingPipeline, CountingTask, Running, names, read_all, send, until, values_of
 
 from streams.checkpoint_store import CheckpointStore, Series
-from streams.checkpoints import CheckpointSettings
+from streams.checkpoints import Checkpoints, CheckpointSettings
 from streams.log import TP, Log, connect
 from streams.recovery import Progress
 from streams.store import open_store
@@ -163,3 +165,27 @@ def test_a_long_replay_says_what_is_left(monkeypatch: pytest.MonkeyPatch, caplog
         "recovering: 400 of 1000 records left to replay, about 4 s left",
         "recovered: 1000 records replayed in 12.0 s",
     ]
+
+
+class SlowToWrite:
+    """A task whose state takes long to make, until it is told otherwise."""
+
+    next_offset = 7
+    seconds = 60.0
+
+    def state(self) -> dict[str, npt.NDArray[np.int64]]:
+        threading.Event().wait(self.seconds)
+        return {"count": np.array([7])}
+
+    def restore(self, arrays: Mapping[str, npt.NDArray[np.int64]]) -> None:
+        pass
+
+
+def test_a_worker_that_leaves_while_it_writes_writes_again(tmp_path: Path) -> None:
+    pipeline, task, tp = CountingPipeline("in", "out"), SlowToWrite(), TP("in", 0)
+    store = kept(tmp_path, "g")
+    checkpoints = Checkpoints(store, "g", pipeline.state_of, CheckpointSettings(interval_s=0.0))
+    checkpoints.step({tp: task}, lambda tp: 7)
+    task.seconds = 0.0
+    checkpoints.finish({tp: task}, 10.0)
+    assert store.offsets(SERIES[0]) == [7]
