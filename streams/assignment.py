@@ -19,7 +19,7 @@ from streams.log import TP, RecordBatch
 __all__ = ["Assignment", "Partition", "split_batch"]
 
 #: how old the broker's word may be that a log is read to its end
-_CONFIRMED_S = 1.0
+_CONFIRMED_S = 3.0
 
 
 @dataclass(slots=True)

@@ -12,6 +12,7 @@ from confluent_kafka import OFFSET_STORED, Consumer, KafkaError, KafkaException,
 
 from streams.errors import FatalError
 from streams.kafka_connection import BrokerWatch, Contact, client_settings, config_error, retry
+from streams.kafka_offsets import Offsets
 from streams.log import TP, CommitFailed, Headers, LogUnavailable, Membership, RebalanceListener, RecordBatch
 
 __all__ = ["KafkaConsumer"]
@@ -66,6 +67,7 @@ class KafkaConsumer:
             self._consumer = Consumer(self._settings, logger=logger)
         except (KafkaException, ValueError) as exc:
             raise config_error(exc, "consumer") from exc
+        self._offsets = Offsets(watch, config, settings["isolation.level"])
         self._starts: dict[TP, int | None] = {}
         self._commit_done: Callable[[Exception | None], None] | None = None
         self._topics: list[str] = []
@@ -225,21 +227,11 @@ class KafkaConsumer:
         # before its first record librdkafka knows no position: then it is where reading begins
         return part.offset if part.offset >= 0 else self._starts.get(tp)
 
-    def offset_range(self, tp: TP, timeout_s: float = 5.0) -> tuple[int, int]:
-        part = TopicPartition(tp.topic, tp.partition)
-        low, high = retry(
-            lambda: self._consumer.get_watermark_offsets(part, timeout=timeout_s, cached=False),
-            f"ask the end of {tp.topic}/{tp.partition}",
-            self._watch,
-        )
-        return int(low), int(high)
+    def offset_range(self, tp: TP) -> tuple[int, int]:
+        return self._offsets.range(tp)
 
-    def end_offset(self, tp: TP, timeout_s: float) -> int:
-        part = TopicPartition(tp.topic, tp.partition)
-        try:
-            return int(self._consumer.get_watermark_offsets(part, timeout=timeout_s, cached=False)[1])
-        except KafkaException as exc:
-            raise LogUnavailable(exc.args[0].str()) from exc
+    def ends(self, partitions: Sequence[TP]) -> Callable[[], dict[TP, int] | None]:
+        return self._offsets.ends(partitions)
 
     def at_end(self, tp: TP) -> bool:
         part = TopicPartition(tp.topic, tp.partition)

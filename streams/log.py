@@ -158,11 +158,12 @@ class LogConsumer(Protocol):
 
     def position(self, tp: TP) -> int | None: ...
 
-    def offset_range(self, tp: TP, timeout_s: float = 5.0) -> tuple[int, int]:
+    def offset_range(self, tp: TP) -> tuple[int, int]:
         """(earliest, end) of the partition in the log; the end is before the first record of an open transaction."""
 
-    def end_offset(self, tp: TP, timeout_s: float) -> int:
-        """The end of the partition in the log, as the log says now. `LogUnavailable` where it does not in time."""
+    def ends(self, partitions: Sequence[TP]) -> Callable[[], dict[TP, int] | None]:
+        """Asks the log where these partitions end, and does not wait: what is returned gives the answer, None until it
+        is there, `LogUnavailable` where the log does not say."""
 
     def at_end(self, tp: TP) -> bool:
         """Whether everything that is known to be in the partition was read; asks nobody."""

@@ -338,12 +338,13 @@ class MemoryConsumer:
     def position(self, tp: TP) -> int | None:
         return self._position.get(tp)
 
-    def offset_range(self, tp: TP, timeout_s: float = 5.0) -> tuple[int, int]:
+    def offset_range(self, tp: TP) -> tuple[int, int]:
         with self._log.changed:
             return 0, self._log.partitions(tp.topic)[tp.partition].stable_end
 
-    def end_offset(self, tp: TP, timeout_s: float) -> int:
-        return self.offset_range(tp)[1]
+    def ends(self, partitions: Sequence[TP]) -> Callable[[], dict[TP, int] | None]:
+        ends = {tp: self.offset_range(tp)[1] for tp in partitions}
+        return lambda: ends
 
     def at_end(self, tp: TP) -> bool:
         with self._log.changed:

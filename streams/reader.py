@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
@@ -25,8 +25,8 @@ __all__ = ["BlockReader", "ReaderHost", "ReaderSettings"]
 logger = logging.getLogger("headrace.reader")
 
 _ENDS_INTERVAL_S = 0.1
-#: how long a poll may be held up by a broker that is asked where a log ends, and when it is asked again
-_ASK_END_S, _ASK_END_AGAIN_S = 0.5, 2.0
+#: a broker that could not say where logs end is asked again after so long
+_ASK_ENDS_AGAIN_S = 2.0
 #: how long a poll may wait while a state is being loaded
 _LOADING_POLL_S = 0.005
 #: a poll waits no less than this, also when a commit is due that waits for the one before
@@ -122,6 +122,8 @@ class BlockReader(threading.Thread):
         self._accepted_at = 0.0
         self._ends_at = time.monotonic()
         self._ask_ends_at = 0.0
+        #: when the broker was asked where logs end, and its answer
+        self._ends_asked: tuple[float, Callable[[], dict[TP, int] | None]] | None = None
         self._loader = Loader(host.recover)
         self._progress = Progress()
         #: CPU seconds of this thread so far: polls, commits and what is between
@@ -272,18 +274,28 @@ class BlockReader(threading.Thread):
         self._ends_at = time.monotonic()
         for tp in self._partitions:
             self.assignment.read_to_end(tp, consumer.at_end(tp), consumer.position(tp))
-        if time.monotonic() >= self._ask_ends_at:
+        try:
             self._confirm_ends(consumer)
+        except LogUnavailable:
+            self._ends_asked = None
+            self._ask_ends_at = time.monotonic() + _ASK_ENDS_AGAIN_S
 
     def _confirm_ends(self, consumer: LogConsumer) -> None:
-        try:
-            for tp in self.assignment.ends_wanted():
-                asked_at = time.monotonic()
-                position = consumer.position(tp)
-                if position is not None and position >= consumer.end_offset(tp, _ASK_END_S):
-                    self.assignment.confirm_end(tp, asked_at)
-        except LogUnavailable:
-            self._ask_ends_at = time.monotonic() + _ASK_END_AGAIN_S
+        """One question for all partitions at a time, which no poll waits for."""
+        if self._ends_asked is None:
+            wanted = self.assignment.ends_wanted()
+            if wanted and time.monotonic() >= self._ask_ends_at:
+                self._ends_asked = (time.monotonic(), consumer.ends(wanted))
+            return
+        asked_at, answer = self._ends_asked
+        ends = answer()
+        if ends is None:
+            return
+        self._ends_asked = None
+        for tp in ends.keys() & self._partitions.keys():
+            position = consumer.position(tp)
+            if position is not None and position >= ends[tp]:
+                self.assignment.confirm_end(tp, asked_at)
 
     def _note_recovered(self, consumer: LogConsumer) -> None:
         recovering = [(tp, p) for tp, p in self._partitions.items() if p.recovering and not p.loading]

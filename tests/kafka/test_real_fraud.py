@@ -11,10 +11,11 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
+import orjson
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from cluster import Worker, fresh_topics, headrace, lines
+from cluster import Tail, Worker, fresh_topics, headrace
 
 from features.fraud import DEFAULT
 from streams.broker import Broker
@@ -40,7 +41,7 @@ def test_every_row_is_scored_once_with_the_published_features(
     for table, file in zip((transactions, known), files.values(), strict=True):
         pq.write_table(table, file)
 
-    fresh_topics(kafka.bootstrap, partitions)
+    log = fresh_topics(kafka.bootstrap, partitions)
     to = ("--bootstrap", kafka.bootstrap)
     # a slice of a few days has no labels in it: its partitions are then waited for, but not for long
     config = (
@@ -56,20 +57,25 @@ def test_every_row_is_scored_once_with_the_published_features(
             sent = headrace("produce", "--topic", topic, "--from", str(file), *to, timeout_s=300)
             assert sent.returncode == 0, sent.stderr
         if workers > 2:
-            running.pop().kill()
-        scores = tmp_path / "scores.jsonl"
-        count = ("--count", str(len(transactions))) if workers < 3 else ("--idle", "45")
-        read = headrace(
-            "consume", "--topic", "fraud-scores", "--to", str(scores), *count, *to, timeout_s=500
-        )  # fmt: skip
-        assert read.returncode == 0, read.stderr
+            with Tail(log) as tail:
+                tail.read(1, timeout_s=200)
+                running.pop().kill()
+                # what it had sent and not committed comes twice, so that a count would not do
+                tail.read(len(transactions), timeout_s=300)
+                values = [out.value or b"" for out in tail.records]
+        else:
+            scores = tmp_path / "scores.jsonl"
+            words = ("--topic", "fraud-scores", "--to", str(scores), "--count", str(len(transactions)))
+            read = headrace("consume", *words, *to, timeout_s=500)
+            assert read.returncode == 0, read.stderr
+            values = scores.read_bytes().splitlines()
         figures = [worker.stop(within_s=20) for worker in running]
     if workers == 1:
         assert figures[0]["received"] == figures[0]["scored"] == len(transactions)
     assert all(f["late"] == f["dead_letters"] == f["duplicates"] == 0 for f in figures)
 
     live: dict[int, list[float]] = {}
-    for score in lines(scores):
+    for score in map(orjson.loads, values):
         vector = list(score["features"].values())
         assert live.setdefault(score["transaction_id"], vector) == vector, "what is sent twice is the same"
     ids = expected["transaction_id"].to_pylist()

@@ -173,6 +173,19 @@ def test_position_range_and_seek(log: Log, topic: str, group: str) -> None:
     assert [o for b in read(consumer, 2) for o in b.offsets] == [3, 4]
 
 
+def test_the_ends_are_told_without_a_wait(log: Log, topic: str, group: str) -> None:
+    consumer, _ = member(log, group, topic)
+    poll_until_assigned(consumer, 2)
+    for partition, n in enumerate((5, 2)):
+        send(log, OutBatch(topic, [b"x"] * n, None, partition))
+        answer = consumer.ends([TP(topic, 0), TP(topic, 1)])
+        deadline = time.monotonic() + 20
+        while (ends := answer()) is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert ends == {TP(topic, 0): 5, TP(topic, 1): n if partition else 0}
+        assert answer() == ends
+
+
 def test_a_new_partition_is_positioned_while_it_is_paused(log: Log, topic: str, group: str) -> None:
     tp = TP(topic, 0)
     for partition in (0, 1):
