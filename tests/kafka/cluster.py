@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -331,6 +331,12 @@ def sources(log: Log, topic: str = TRANSACTIONS) -> set[bytes]:
         return {b"%s/%d/%d" % (topic.encode(), p, offset) for p, end in ends for offset in range(end)}
     finally:
         consumer.close()
+
+
+def lines(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open("rb") as file:
+        for line in file:
+            yield orjson.loads(line)
 
 
 def paused(pid: int) -> Callable[[], None]:
