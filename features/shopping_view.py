@@ -1,0 +1,263 @@
+"""The read side: what all item stages published, joined; candidates and features for contexts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from features.block import FloatArray, Ids, IntArray
+from features.kernel import own
+from features.memory import GrowingArray
+from features.shopping_items import HALF_LIVES_MS, ItemRecords
+from features.shopping_kernels import CLASSES, COUNTS
+from features.shopping_known import (
+    CATEGORY,
+    FIRST,
+    HELD,
+    NEWEST,
+    PUBLISHED,
+    SEEN,
+    TOUCHED,
+    VIEW_WORDS,
+    Known,
+    Popular,
+    Scratch,
+    Served,
+    Sessions,
+    add_visits,
+)
+from features.shopping_said import POSITIONS, SAID
+from features.shopping_serve import FEATURES, serve
+from features.shopping_users import Contexts, Names
+from features.state import KeySlots, power_of_two
+
+__all__ = ["Candidates", "ItemView"]
+
+#: candidates of one context before the best are taken
+_CANDIDATES_MAX = 4096
+_SESSIONS_FOUND_MAX = 1024
+_SESSION_ITEMS = 12
+_TRENDING = 20
+_OF_A_CATEGORY = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """Of each row asked for the candidates ``begin[i]:begin[i + 1]``, best ``prior`` first, with their features.
+
+    ``numbers`` (m,) are the view's own, for `ItemView.ids`; ``source`` (m,) int8 into `SOURCES`; ``x`` (m, d).
+    """
+
+    begin: IntArray
+    numbers: IntArray
+    source: npt.NDArray[np.int8]
+    prior: FloatArray
+    x: FloatArray
+
+
+class ItemView:
+    """All items' knowledge for reading; not safe for two threads at once.
+
+    ``neighbours`` and ``visits`` are read of each item's record, ``sessions`` (a power of two) are kept in all. Memory:
+    ``28 * neighbours + 8 * visits + 186`` bytes per item and 160 per session: 1 M items and 2**20 sessions take 2.7 GB.
+    An item is known for as long as the view lives.
+    """
+
+    def __init__(self, *, neighbours: int = 64, visits: int = 64, sessions: int = 2**17) -> None:
+        if sessions != power_of_two(sessions) or neighbours < 1 or visits < 1:
+            raise ValueError(
+                f"neighbours is {neighbours}, visits {visits}, sessions {sessions}: give 1 or more, and a power of two"
+            )
+        self.neighbours, self.visits = neighbours, visits
+        self._slots = KeySlots()
+        self._names = Names()
+        columns: dict[str, tuple[tuple[int, ...], type[np.generic]]] = {
+            "others": ((neighbours,), np.int32),
+            "strengths": ((neighbours, CLASSES), np.float32),
+            "totals": ((CLASSES,), np.float32),
+            "counts": ((COUNTS,), np.float32),
+            "price": ((), np.float64),
+            "recent": ((visits,), np.int64),
+            "heads": ((VIEW_WORDS,), np.int64),
+            "mark": ((), np.int64),
+            "codes": ((), np.uint64),
+        }
+        self._known = {name: GrowingArray((0, *shape), dtype) for name, (shape, dtype) in columns.items()}
+        self._sessions = Sessions(
+            np.zeros((2 * sessions, 4), np.uint64),
+            np.zeros((sessions, 3), np.int64),
+            np.zeros((sessions, _SESSION_ITEMS), np.int32),
+            np.zeros(1, np.int64),
+        )
+        self._touched, self._similarity = np.zeros(sessions, np.int64), np.zeros(sessions)
+        self._matched = np.zeros(sessions, np.int64)
+        self._order, self._numbers = np.zeros(_SESSIONS_FOUND_MAX, np.int64), np.zeros(_CANDIDATES_MAX, np.int64)
+        self._said, self._stamp = np.zeros((_CANDIDATES_MAX, SAID)), np.ones(2, np.int64)
+        self._context, self._best, self._prior = np.zeros(POSITIONS, np.int64), np.zeros(4), np.zeros(1)
+        self._popular = Popular(*(np.zeros(n, np.int64) for n in (0, 0, 1, 0)))
+        self._grow()
+
+    def __len__(self) -> int:
+        """Items with a record."""
+        return len(self.published())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory reserved, texts of ids not counted."""
+        return (
+            self._slots.nbytes
+            + sum(part.array.nbytes for part in self._known.values())
+            + sum(part.nbytes for part in self._sessions)
+        )
+
+    def copy(self) -> ItemView:
+        """A view that holds what this one holds now, and goes its own way."""
+        other = ItemView(neighbours=self.neighbours, visits=self.visits, sessions=len(self._sessions.heads))
+        other.numbers_of(self._known["codes"].array[: len(self._slots)])
+        other._names.by_code = dict(self._names.by_code)
+        other._popular = self._popular
+        for name, part in self._known.items():
+            if name != "mark":
+                other._known[name].array[: len(self._slots)] = part.array[: len(self._slots)]
+        table, heads, items, following = self._sessions
+        other._sessions = Sessions(table.copy(), heads.copy(), items.copy(), following.copy())
+        return other
+
+    def ids(self, numbers: IntArray) -> Ids:
+        """The ids of items, in the order of ``numbers``."""
+        return self._names.ids(self._known["codes"].array[numbers])
+
+    def published(self) -> IntArray:
+        """Numbers of all items with a record, ascending."""
+        return np.flatnonzero(self._known["heads"].array[:, PUBLISHED])
+
+    def popular(self, n: int) -> IntArray:
+        """Numbers of at most ``n`` items, those looked at most within weeks first: for who is not known at all."""
+        numbers = self.published()
+        looks = self._known["counts"].array[numbers, 2]
+        return numbers[np.lexsort((numbers, -looks))[:n]]
+
+    def categories(self, numbers: IntArray) -> IntArray:
+        """(n,) codes of the items' categories, 0 where none is known."""
+        codes: IntArray = self._known["heads"].array[numbers, CATEGORY]
+        return codes
+
+    def numbers_of(self, codes: npt.NDArray[np.uint64]) -> IntArray:
+        """(n,) the items' numbers, new ones where they have none yet."""
+        keys = np.zeros((len(codes), 2), np.uint64)
+        keys[:, 1] = codes
+        numbers, _ = self._slots.assign(keys, np.zeros(len(codes), np.int64), 2**62)
+        self._grow()
+        self._known["codes"].array[numbers] = codes
+        return numbers
+
+    def apply(self, records: ItemRecords) -> None:
+        """Takes the records of items, each once; one older than what is known of its item changes nothing."""
+        numbers = self.numbers_of(self._names.learn(records.ids))
+        of = {name: part.array for name, part in self._known.items()}
+        heads = of["heads"]
+        fresh = (heads[numbers, PUBLISHED] == 0) | (records.heads[:, 3] >= heads[numbers, TOUCHED])
+        at = numbers[fresh]
+        self._add_visits(records, numbers, fresh)
+        others = self.numbers_of(records.others)
+        of = {name: part.array for name, part in self._known.items()}
+        heads = of["heads"]
+        held = np.diff(records.others_begin)
+        row = np.repeat(np.arange(len(numbers)), held)
+        place = np.arange(len(row)) - np.repeat(records.others_begin[:-1], held)
+        use = fresh[row] & (place < self.neighbours)
+        of["others"][numbers[row[use]], place[use]] = others[use]
+        of["strengths"][numbers[row[use]], place[use]] = records.strengths[use]
+        heads[at, HELD] = np.minimum(held[fresh], self.neighbours)
+        heads[at, SEEN] = records.heads[fresh, 0]
+        heads[at, FIRST], heads[at, NEWEST] = records.heads[fresh, 1], records.heads[fresh, 2]
+        heads[at, TOUCHED], heads[at, CATEGORY] = records.heads[fresh, 3], records.heads[fresh, 4]
+        heads[at, PUBLISHED] = 1
+        of["totals"][at], of["counts"][at] = records.totals[fresh], records.counts[fresh]
+        of["price"][at] = records.price[fresh]
+
+    def _add_visits(self, records: ItemRecords, numbers: IntArray, fresh: npt.NDArray[np.bool_]) -> None:
+        """Those of the visits that were not there in the item's record before."""
+        heads = self._known["heads"].array
+        new = np.minimum(records.heads[:, 0] - heads[numbers, SEEN], np.diff(records.visits_begin))
+        new = np.where(fresh, np.maximum(new, 0), 0)
+        row = np.repeat(np.arange(len(numbers)), new)
+        at = records.visits_begin[1:][row] - new[row] + (np.arange(len(row)) - np.repeat(np.cumsum(new) - new, new))
+        visits = records.visits[at]
+        order = np.lexsort((numbers[row], visits[:, 0], visits[:, 1]))
+        codes, times = visits[order, 0].view(np.uint64), visits[order, 1]
+        add_visits(self._view(), self._sessions, numbers[row[order]], own(codes, np.uint64), own(times, np.int64))
+
+    @property
+    def trending(self) -> IntArray:
+        """Numbers of the items looked at most lately, as `refresh` found them: of the day first, then of the hour."""
+        return self._popular.trending
+
+    def refresh(self, now_ms: int) -> None:
+        """Finds anew what is looked at most within the hour and the day before ``now_ms``, and in each category."""
+        numbers = self.published()
+        of = {name: self._known[name].array[numbers] for name in ("heads", "counts")}
+        age = np.maximum(now_ms - of["heads"][:, NEWEST], 0)[:, None]
+        looks = of["counts"][:, :2] * 2.0 ** (-age / np.array(HALF_LIVES_MS[:2]))
+        hour, day = (numbers[np.lexsort((numbers, -looks[:, c]))[:_TRENDING]] for c in (0, 1))
+        trending = np.concatenate([day, hour[~np.isin(hour, day)]])
+        categories = of["heads"][:, CATEGORY]
+        order = np.lexsort((numbers, -looks[:, 1], categories))
+        order = order[categories[order] != 0]
+        codes, begin, held = np.unique(categories[order], return_index=True, return_counts=True)
+        nth = np.arange(len(order)) - np.repeat(begin, held)
+        ends = np.append(0, np.cumsum(np.minimum(held, _OF_A_CATEGORY)))
+        self._popular = Popular(trending, codes, ends, numbers[order[nth < _OF_A_CATEGORY]])
+
+    def recommendable(self, contexts: Contexts, rows: IntArray, n: int) -> Candidates:
+        """At most ``n`` candidates for each of the contexts ``rows``."""
+        count = len(rows)
+        begin = np.zeros(count + 1, np.int64)
+        out = Served(
+            np.zeros(count * n, np.int64),
+            np.zeros(count * n, np.int8),
+            np.zeros(count * n),
+            np.empty((count * n, len(FEATURES))),
+        )
+        scratch = Scratch(
+            self._stamp,
+            self._known["mark"].array,
+            self._touched,
+            self._similarity,
+            self._matched,
+            self._order,
+            self._numbers,
+            self._said,
+            self._context,
+            self._best,
+            self._prior,
+        )
+        serve(
+            self._view(),
+            self._sessions,
+            scratch,
+            own(rows, np.int64),
+            contexts.items,
+            contexts.times,
+            contexts.actions,
+            contexts.kept,
+            contexts.length,
+            contexts.session,
+            contexts.event_time_ms,
+            self._popular,
+            np.array(HALF_LIVES_MS),
+            n,
+            begin,
+            out,
+        )
+        end = int(begin[-1])
+        return Candidates(begin, out.numbers[:end], out.source[:end], out.prior[:end], out.x[:end])
+
+    def _view(self) -> Known:
+        return Known(self._slots.table, *(self._known[name].array for name in Known._fields[1:]))
+
+    def _grow(self) -> None:
+        for part in self._known.values():
+            part.grow(self._slots.capacity)
