@@ -12,23 +12,17 @@ from features.arrays import Arrays
 from features.block import Block, BoolArray, FloatArray, IntArray, KeyArray
 from features.declare import FeatureError, WindowFeature
 from features.kernel import own
-from features.memory import UNBOUNDED
-from features.plan import LATENESS_MS, BoundError, StateError, WindowPlan, check_identity
-from features.ring_windows import SWEEP_ROWS, SWEEP_STEPS_PER_ROW
+from features.memory import room_below
+from features.plan import LATENESS_MS, BoundError, StateError, WindowPlan, check_identity, key_name
+from features.ring_windows import SWEEP_ROWS
 from features.rings import RingPool, Words, export_rows, newest_times
 from features.spill import new_spill, spill_drop
 from features.state import NO_TIME, KeySlots
-from features.windows import Rows, prefixes_of_values, values_of_prefixes, window_rows
+from features.windows import Plan, Rows, prefixes_of_values, values_of_prefixes, window_rows
 
-__all__ = ["EntityWindows", "key_name"]
+__all__ = ["EntityWindows"]
 
 _VALUE_MAX = 2.0**62
-
-
-def key_name(key: KeyArray) -> str:
-    """The id of a key where it is an integer, else its hash (see `features.block.key_of_text`)."""
-    hi, lo = (int(word) for word in key)
-    return f"text of hash {hi:016x}{lo:016x}" if hi else str(lo - (lo >> 63 << 64))
 
 
 class EntityWindows:
@@ -54,6 +48,8 @@ class EntityWindows:
         self._spill = new_spill(self._events.heads.shape[1])
         self._unswept = 0
         self._bytes_max: int | None = None
+        #: from so many bytes on, idle keys are dropped before more is taken
+        self.bytes_eager: int | None = None
         self.bytes_max = bytes_max
 
     def _check(self) -> None:
@@ -106,29 +102,45 @@ class EntityWindows:
 
     def _room(self) -> int:
         """Bytes that may still be taken."""
-        return UNBOUNDED if self.bytes_max is None else self.bytes_max - self.nbytes
+        return room_below(self.nbytes, self.bytes_max, self.bytes_eager)
 
-    def process(self, block: Block) -> tuple[FloatArray, BoolArray]:
-        """Features (n, k) float64 and late mask (n,) of the block's rows, which become part of the state."""
-        return self.process_columns(*self._columns(block))
+    def _lifted(self) -> bool:
+        """Where nothing is idle, more may be taken up to the bound itself; False if that was so already."""
+        lifted, self.bytes_eager = self.bytes_eager is not None, None
+        return lifted
 
-    def process_columns(self, keys: KeyArray, times: IntArray, values: FloatArray) -> tuple[FloatArray, BoolArray]:
+    def process(self, block: Block, *, wanted: bool = True) -> tuple[FloatArray, BoolArray]:
+        """Features (n, k) float64 and late mask (n,) of the block's rows, which become part of the state.
+
+        Where they are not ``wanted`` no features are computed, (n, 0): the state is the same.
+        """
+        return self.process_columns(*self._columns(block), wanted=wanted)
+
+    def process_columns(
+        self, keys: KeyArray, times: IntArray, values: FloatArray, *, wanted: bool = True
+    ) -> tuple[FloatArray, BoolArray]:
         """`process` for bare columns: keys (n, 2), event times (n,) and one row of ``values`` (fields, n) per field."""
         n, assigned = len(times), 0
         keys, times, values = own(keys, np.uint64), own(times, np.int64), own(values, np.float64)
-        out = np.empty((n, len(self.names)), np.float64)
+        plan, out = self._asked(n, wanted)
         cursor = np.array([0, self._slots.stream_time_ms], np.int64)
         rows = Rows(np.full(n, -1), np.empty(n, np.bool_), times, values)  # -1: not assigned yet, not to be looked at
         while assigned < n:
             assigned = self._assign(keys, rows, assigned)
             ready = rows if assigned == n else rows._replace(times=times[:assigned])
-            while not window_rows(self._events.view, self._spill, self._plan.kernel, ready, cursor, out):
+            while not window_rows(self._events.view, self._spill, plan, ready, cursor, out):
                 if not self._events.grow(self._room()):
                     self._need_room(keys, rows, assigned, int(cursor[0]), int(cursor[1]))
             if assigned < n:
                 self._need_room(keys, rows, assigned, assigned, int(cursor[1]))
         self._sweep(n)
         return out, rows.late
+
+    def _asked(self, n: int, wanted: bool) -> tuple[Plan, FloatArray]:
+        """What the kernels are to compute of n rows, and where to."""
+        if wanted:
+            return self._plan.kernel, np.empty((n, len(self.names)), np.float64)
+        return self._plan.unasked, np.empty((n, 0), np.float64)
 
     def _columns(self, block: Block) -> tuple[KeyArray, IntArray, FloatArray]:
         values = np.empty((len(self._plan.fields), len(block)), np.float64)
@@ -152,7 +164,7 @@ class EntityWindows:
 
     def _need_room(self, keys: KeyArray, rows: Rows, assigned: int, row: int, stream: int) -> None:
         """Drops idle keys; BoundError where there are none. ``row`` is the next one, ``stream`` the time before it."""
-        if self._sweep_all(stream - self._plan.span_ms) == 0:
+        if self._sweep_all(stream - self._plan.span_ms) == 0 and not self._lifted():
             self._take_back(rows, assigned, row, stream)
             raise self._bound_error(f"row {row} of the block, of {self.entity} {key_name(keys[row])},", row)
 
@@ -190,17 +202,22 @@ class EntityWindows:
         """Frees some of the idle keys now and then: work in proportion to the rows, invisible in results."""
         self._unswept += n
         if self._unswept >= SWEEP_ROWS:
-            self._sweep_steps(SWEEP_STEPS_PER_ROW * self._unswept, self._horizon)
+            self._sweep_some(self._unswept)
             self._unswept = 0
+
+    def _sweep_some(self, rows: int) -> None:
+        """The share of a sweep that so many rows owe."""
+        self._free_keys(self._slots.steps(rows), self._horizon)
 
     def _sweep_all(self, horizon: int) -> int:
         """Frees all that is idle; returns how many entries."""
-        total, steps = 0, len(self._slots.table)
-        while freed := self._sweep_steps(steps, horizon):
+        total = 0
+        while freed := self._free_keys(len(self._slots.table), horizon):
             total += freed
         return total
 
-    def _sweep_steps(self, steps: int, horizon: int) -> int:
+    def _free_keys(self, steps: int, horizon: int) -> int:
+        """Frees what is idle among the next so many places; returns how many keys."""
         freed = self._slots.sweep(steps, horizon)
         if len(freed):
             spill_drop(self._events.view, self._spill, freed)

@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from features.arrays import Arrays
 from features.block import BoolArray, IntArray, KeyArray
-from features.kernel import helper, kernel, own, signed
+from features.kernel import helper, kernel, own, prefetch, signed
+from features.memory import zeros
 from features.state import (
     NO_TIME,
     TABLE_CAPACITY_MIN,
@@ -24,6 +25,8 @@ from features.state import (
     table_capacity,
     table_find,
     table_full,
+    table_home,
+    table_prefetch,
     table_remove,
 )
 
@@ -35,6 +38,8 @@ Rows = npt.NDArray[np.uint64]
 # bound, stream time
 FIRST, NEXT, KEYS, FORCED, STREAM = 0, 1, 2, 3, 4
 _FIFO_CAPACITY_MIN = 64
+#: rows ahead whose places in the table are prefetched
+_AHEAD = 12
 
 
 class Queue(NamedTuple):
@@ -134,8 +139,8 @@ class Fifo:
 
     def _allocate(self, n: int) -> None:
         """Room for n rows."""
-        self.rows: Rows = np.zeros((max(_FIFO_CAPACITY_MIN, power_of_two(n)), 4), np.uint64)
-        self.table: Table = np.zeros((max(TABLE_CAPACITY_MIN, table_capacity(n)), 4), np.uint64)
+        self.rows: Rows = zeros((max(_FIFO_CAPACITY_MIN, power_of_two(n)), 4), np.uint64)
+        self.table: Table = zeros((max(TABLE_CAPACITY_MIN, table_capacity(n)), 4), np.uint64)
         self.meta[:3] = 0
 
     def __len__(self) -> int:
@@ -197,6 +202,17 @@ class Fifo:
         return fifo
 
 
+@helper
+def _look_ahead(queue: Queue, keys: KeyArray, row: int) -> None:
+    """Prefetches where rows after ``row`` will look, and where those that leave soon stand."""
+    table_prefetch(queue.table, keys, row + _AHEAD)
+    leaving = queue.meta[FIRST] + _AHEAD
+    if leaving < queue.meta[NEXT]:
+        at = leaving & (queue.rows.shape[0] - 1)
+        home = table_home(queue.rows[at, 0], queue.rows[at, 1], queue.table.shape[0] - 1)
+        prefetch(queue.table, 4 * home)
+
+
 @kernel
 def _dedupe_rows(
     queue: Queue,
@@ -211,6 +227,7 @@ def _dedupe_rows(
     """Marks repeated rows from ``begin`` on; returns the row that needs a larger queue, or n."""
     mask = queue.rows.shape[0] - 1
     for row in range(begin, len(times)):
+        _look_ahead(queue, keys, row)
         t = times[row]
         fifo_expire(queue, queue.meta[STREAM] - window_ms - lateness_ms - 1, True)
         place = table_find(queue.table, keys[row, 0], keys[row, 1])

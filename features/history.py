@@ -12,10 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from features.arrays import Arrays
-from features.block import Block, BoolArray, FloatArray, IntArray, KeyArray
+from features.block import Block, BoolArray, FloatArray, IntArray
 from features.durations import FeatureError
-from features.history_kernels import DONE, OF_SUMS, OPERATIONS, POOL, HistoryPlan, HistoryRows, Store, history_rows
-from features.kernel import own
+from features.history_kernels import OF_SUMS, OPERATIONS, POOL, HistoryPlan, HistoryRows, Store, history_rows
 from features.keys import word_of_keys
 from features.plan import LATENESS_MS, StateError
 from features.ring_windows import RingWindows
@@ -59,8 +58,14 @@ def _plan(features: Sequence[WindowFeature], fields: tuple[str, ...], lateness_m
 class HistoryWindows(RingWindows):
     """Windows of one entity, of one id field or several, whose aggregates look at the events they hold."""
 
-    def __init__(self, features: Sequence[WindowFeature], *, allowed_lateness_ms: int = LATENESS_MS) -> None:
-        super().__init__(features, allowed_lateness_ms=allowed_lateness_ms)
+    def __init__(
+        self,
+        features: Sequence[WindowFeature],
+        *,
+        allowed_lateness_ms: int = LATENESS_MS,
+        bytes_max: int | None = None,
+    ) -> None:
+        super().__init__(features, allowed_lateness_ms=allowed_lateness_ms, bytes_max=bytes_max)
         for f in features:
             if f.aggregate not in OPERATIONS:
                 raise FeatureError(f"{f.name}: a {f.aggregate} needs labels; use LabelledWindows for {f.entity}")
@@ -68,9 +73,10 @@ class HistoryWindows(RingWindows):
         self._plan = _plan(features, self._values, allowed_lateness_ms)
         self._span_ms = self._plan.span_ms
         # after the head of a ring, `find_boundaries` passes over as many words as a row has values
-        self._rings = RingPool(1 + len(self._values), len(self._values) + len(self._plan.offsets))
+        hints = int(np.count_nonzero(self._plan.offsets))
+        self._rings = RingPool(1 + len(self._values), len(self._values) + hints)
         self._seen, self._uses = np.zeros(_SEEN_MIN, np.uint64), np.zeros(_SEEN_MIN, np.int64)
-        self._use = 0
+        self._use = np.zeros(1, np.int64)
 
     @property
     def nbytes(self) -> int:
@@ -97,29 +103,22 @@ class HistoryWindows(RingWindows):
         values[missing] = np.nan  # one of many bit patterns, for states to be canonical
         return values.view(np.uint64)
 
-    def process_columns(self, keys: KeyArray, times: IntArray, words: Words) -> tuple[FloatArray, BoolArray]:
-        """`process` for bare columns: keys (n, 2), event times (n,) and ``words`` (n, fields), see `columns`."""
-        n = len(times)
-        keys, times, words = own(keys, np.uint64), own(times, np.int64), own(words, np.uint64)
-        out = np.empty((n, len(self.names)), np.float64)
-        cursor = np.array([0, self._slots.stream_time_ms, self._use], np.int64)
-        slots, late = self._assign(keys, times)
-        rows = HistoryRows(slots, late, times, words, words.view(np.float64))
-        while (need := history_rows(self._store(), self._plan, rows, cursor, out)) != DONE:
-            if need == POOL:
-                self._rings.grow()
-            else:
-                self._seen, self._uses = (
-                    np.zeros(2 * len(self._seen), np.uint64),
-                    np.zeros(2 * len(self._uses), np.int64),
-                )
-        self._use = int(cursor[2])
-        self._sweep(n)
-        return out, late
-
-    def _store(self) -> Store:
+    def _run(
+        self, slots: IntArray, late: BoolArray, times: IntArray, values: Words, cursor: IntArray, out: FloatArray
+    ) -> int:
+        rows = HistoryRows(slots, late, times, values, values.view(np.float64))
         ring = self._rings.view
-        return Store(ring, ring.pool.view(np.float64), self._seen, self._uses)
+        store = Store(ring, ring.pool.view(np.float64), self._seen, self._uses, self._use)
+        return history_rows(store, self._plan, rows, cursor, out)
+
+    def _grow(self, need: int) -> bool:
+        if need == POOL:
+            return super()._grow(need)
+        if self._room() < 2 * (self._seen.nbytes + self._uses.nbytes):  # old and new stand beside each other
+            return False
+        places = 2 * len(self._seen)
+        self._seen, self._uses = np.zeros(places, np.uint64), np.zeros(places, np.int64)
+        return True
 
     def to_arrays(self) -> Arrays:
         """The state as arrays in canonical form.

@@ -18,7 +18,7 @@ import numpy as np
 from features.block import BoolArray, FloatArray, IntArray
 from features.fixed import fixed_add, fixed_of, float_of
 from features.kernel import helper, kernel, signed
-from features.rings import Ring, Words, open_gap, ring_room, row_at
+from features.rings import TAIL, Ring, Words, open_gap, ring_room, row_at
 from features.windows import find_boundaries, look_ahead, place_of
 
 __all__ = ["DONE", "OF_SUMS", "OPERATIONS", "POOL", "SCRATCH", "HistoryPlan", "HistoryRows", "Store", "history_rows"]
@@ -82,12 +82,14 @@ class HistoryRows(NamedTuple):
 
 
 class Store(NamedTuple):
-    """The rings, their pool as float64, and a set of words: the words (capacity,) and in which use they were put."""
+    """The rings, their pool as float64, and a set of words: the words (capacity,), in which use they were put, and how
+    many uses there were (1,)."""
 
     ring: Ring
     floats: FloatArray
     seen: Words
     uses: IntArray
+    use: IntArray
 
 
 class Window(NamedTuple):
@@ -321,11 +323,11 @@ def _feature(store: Store, plan: HistoryPlan, rows: HistoryRows, window: Window,
 def history_rows(store: Store, plan: HistoryPlan, rows: HistoryRows, cursor: IntArray, out: FloatArray) -> int:
     """Rows from ``cursor[0]`` on (``cursor[1]`` = stream time so far): features, then insertion unless late.
 
-    ``cursor[2]`` counts the uses of the set of words. Returns DONE, or what must grow before it is called again.
+    Returns DONE, or what must grow before it is called again.
     """
     ring = store.ring
     for row in range(cursor[0], len(rows.times)):
-        look_ahead(ring, len(plan.offsets), rows.slots, row)
+        look_ahead(ring, plan.offsets, rows.slots, row)
         t, slot, late = rows.times[row], rows.slots[row], rows.late[row]
         stream = max(cursor[1], t)
         horizon = stream - plan.span_ms
@@ -336,7 +338,8 @@ def history_rows(store: Store, plan: HistoryPlan, rows: HistoryRows, cursor: Int
             if not late and not ring_room(ring, slot, horizon):
                 return POOL
             place = place_of(ring, slot, t, late, horizon)
-            find_boundaries(ring, slot, plan.offsets, t, late, horizon, plan.below)
+            ordered = place == ring.heads[slot, TAIL]
+            find_boundaries(ring, slot, plan.offsets, t, late, horizon, ordered, plan.below)
         _find_ranges(ring, plan, slot, place, t)
         if 2 * _widest(plan) > store.seen.shape[0]:
             return SCRATCH
@@ -345,8 +348,8 @@ def history_rows(store: Store, plan: HistoryPlan, rows: HistoryRows, cursor: Int
             plan.totals[m, 0], plan.totals[m, 1] = _exact_sum(store, rows, window, plan.sums[m, 1])
         for j in range(plan.features.shape[0]):
             window = _window(plan, slot, plan.features[j, 1], row)
-            cursor[2] += 1
-            out[row, j] = _feature(store, plan, rows, window, j, cursor[2])
+            store.use[0] += 1
+            out[row, j] = _feature(store, plan, rows, window, j, store.use[0])
         if not late:
             at = open_gap(ring, slot, place)
             ring.pool[at] = np.uint64(t)

@@ -16,6 +16,7 @@ import numpy as np
 from features.block import BoolArray, FloatArray, IntArray, KeyArray
 from features.fifo import FORCED, KEYS, Queue, fifo_expire, fifo_pop, fifo_push, fifo_ready
 from features.kernel import helper, kernel, prefetch, signed
+from features.memory import zeros
 from features.rings import (
     BLOCK,
     HEAD,
@@ -31,7 +32,7 @@ from features.rings import (
     seek_from_tail,
 )
 from features.spill import Spill
-from features.state import Table, table_capacity, table_find, table_full, table_home, table_remove
+from features.state import Table, table_capacity, table_find, table_full, table_prefetch, table_remove
 from features.windows import Plan, Rows, emit, find_boundaries, find_spilled, look_ahead, place_of, put_in, room_for
 
 __all__ = ["Labels", "Store", "labelled_ops", "pack_transactions", "unpack"]
@@ -141,7 +142,7 @@ def _visible_frauds(
 ) -> None:
     """``out[b]`` = number of frauds visible at ``t`` below boundary ``b``, up to a constant."""
     labels = store.labels
-    find_boundaries(store.frauds, slot, offsets, t, late, horizon, out)
+    find_boundaries(store.frauds, slot, offsets, t, late, horizon, False, out)
     index = labels.heads[slot, DUE] - 1
     while index >= labels.heads[slot, HEAD]:
         at = row_at(labels, slot, index)
@@ -197,7 +198,7 @@ def unpack(payloads: Words) -> tuple[IntArray, IntArray]:
 
 def pack_transactions(keys: KeyArray, rows: IntArray) -> Table:
     """A table of transactions from keys (t, 2) and rows (t, 3): slot, label state, event time."""
-    table: Table = np.zeros((max(64, table_capacity(len(keys))), 4), np.uint64)
+    table: Table = zeros((max(64, table_capacity(len(keys))), 4), np.uint64)
     counters = np.zeros(4, np.int64)
     _put_all(table, counters, np.require(keys, np.uint64, ["C", "W"]), np.require(rows, np.int64, ["C", "W"]))
     return table
@@ -286,7 +287,8 @@ def _row_op(store: Store, plan: Plan, rows: Rows, keys: KeyArray, row: int, hori
         if need != DONE:
             return need
     place = place_of(store.events, slot, t, late, horizon)
-    find_boundaries(store.events, slot, plan.offsets, t, late, horizon, plan.below)
+    ordered = place == store.events.heads[slot, TAIL]
+    find_boundaries(store.events, slot, plan.offsets, t, late, horizon, ordered, plan.below)
     number = find_spilled(store.events, store.spill, plan, slot, t, late, horizon)
     if store.labels.heads[slot, HEAD] < store.labels.heads[slot, TAIL]:
         _visible_frauds(store, slot, plan.offsets, t, late, horizon, plan.frauds)
@@ -297,19 +299,14 @@ def _row_op(store: Store, plan: Plan, rows: Rows, keys: KeyArray, row: int, hori
 
 
 @helper
-def _prefetch_transaction(transactions: Table, keys: KeyArray, i: int) -> None:
-    if i < keys.shape[0]:
-        prefetch(transactions, 4 * table_home(keys[i, 0], keys[i, 1], transactions.shape[0] - 1))
-
-
-@helper
 def _look_ahead(store: Store, plan: Plan, rows: Rows, keys: KeyArray, row: int) -> None:
-    look_ahead(store.events, len(plan.offsets), rows.slots, row)
-    _prefetch_transaction(store.transactions, keys, row + _AHEAD)
+    look_ahead(store.events, plan.offsets, rows.slots, row)
+    table_prefetch(store.transactions, keys, row + _AHEAD)
     if row + _AHEAD < len(rows.slots):
         slot = rows.slots[row + _AHEAD]
-        prefetch(store.frauds.heads, slot * store.frauds.heads.shape[1])
-        prefetch(store.labels.heads, slot * store.labels.heads.shape[1])
+        at = slot * store.labels.heads.shape[1]
+        prefetch(store.labels.heads, at)
+        prefetch(store.labels.heads, at + store.labels.heads.shape[1] - 1)
 
 
 @kernel
@@ -331,7 +328,7 @@ def labelled_ops(
     for op in range(cursor[OP], len(kinds)):
         if kinds[op]:
             label = cursor[LABEL]
-            _prefetch_transaction(store.transactions, given.keys, label + _AHEAD)
+            table_prefetch(store.transactions, given.keys, label + _AHEAD)
             need = _label_op(store, given, label, cursor[STREAM] - plan.span_ms, waiting_max)
             if need != DONE:
                 return need

@@ -12,10 +12,11 @@ from features import labelled
 from features.arrays import Arrays, prefixed, under
 from features.block import Block, BoolArray, FloatArray, IntArray, KeyArray
 from features.declare import WindowFeature
-from features.entity_windows import EntityWindows, key_name
+from features.entity_windows import EntityWindows
 from features.fifo import Fifo
 from features.kernel import own
-from features.plan import LATENESS_MS, StateError
+from features.memory import zeros
+from features.plan import LATENESS_MS, StateError, key_name
 from features.rings import HEAD, RingPool
 from features.state import NO_TIME, Table, live_places, table_rebuild, table_sweep
 from features.windows import Rows
@@ -24,6 +25,8 @@ __all__ = ["LabelledWindows"]
 
 #: before the names of the arrays of the labels that wait for their transaction
 _WAITING = "waiting_"
+#: places of the transactions' table that are swept per row, each of which adds one
+_STEPS_PER_ROW = 4
 
 
 class LabelledWindows(EntityWindows):
@@ -47,10 +50,9 @@ class LabelledWindows(EntityWindows):
         if waiting_max < 1:
             raise ValueError(f"waiting_max is {waiting_max}; at least one label must be able to wait: give 1 or more")
         self.waiting_max = waiting_max
-        boundaries = len(self._plan.kernel.offsets)
-        self._frauds = RingPool(labelled.FRAUD_WIDTH, boundaries)
+        self._frauds = RingPool(labelled.FRAUD_WIDTH, self._plan.hints)
         self._labels = RingPool(labelled.LABEL_WIDTH, 2)
-        self._transactions: Table = np.zeros((64, 4), np.uint64)
+        self._transactions: Table = zeros((64, 4), np.uint64)
         self._hand = 0
         self._counters = np.zeros(4, np.int64)
         self._waiting = Fifo(history=False)
@@ -87,9 +89,10 @@ class LabelledWindows(EntityWindows):
         return self._waiting.forced
 
     def process(
-        self, block: Block, labels: Block | None = None, kinds: BoolArray | None = None
+        self, block: Block, labels: Block | None = None, kinds: BoolArray | None = None, *, wanted: bool = True
     ) -> tuple[FloatArray, BoolArray]:
-        """Features (n, k) and late mask (n,) of the block's n rows; labels become part of the state.
+        """Features (n, k) and late mask (n,) of the block's n rows; labels become part of the state. Where they are not
+        ``wanted`` no features are computed, (n, 0): the state is the same.
 
         ``labels`` has ids ``transaction_id`` and columns ``label_time``, ``is_fraud``. ``kinds`` (rows + labels,) bool
         is the order of both in the log, True = the next label (see `interleave`); without it labels come first.
@@ -97,7 +100,7 @@ class LabelledWindows(EntityWindows):
         keys, times, values = self._columns(block)
         transactions = block.ids["transaction_id"].keys()
         if labels is None:
-            return self.process_ops(keys, times, values, transactions)
+            return self.process_ops(keys, times, values, transactions, wanted=wanted)
         return self.process_ops(
             keys,
             times,
@@ -107,6 +110,7 @@ class LabelledWindows(EntityWindows):
             labels.columns["label_time"].astype(np.int64, copy=False),
             labels.columns["is_fraud"] != 0,
             kinds,
+            wanted=wanted,
         )
 
     def process_ops(
@@ -119,6 +123,8 @@ class LabelledWindows(EntityWindows):
         label_times: IntArray | None = None,
         positive: BoolArray | None = None,
         kinds: BoolArray | None = None,
+        *,
+        wanted: bool = True,
     ) -> tuple[FloatArray, BoolArray]:
         """`process` for bare columns: n rows (shapes (n, 2), (n,), (fields, n), (n, 2)) and m labels."""
         n = len(times)
@@ -136,7 +142,7 @@ class LabelledWindows(EntityWindows):
         keys, times, values = own(keys, np.uint64), own(times, np.int64), own(values, np.float64)
         transactions, label_keys = own(transactions, np.uint64), own(label_keys, np.uint64)
         label_times, positive, kinds = own(label_times, np.int64), own(positive, np.bool_), own(kinds, np.bool_)
-        out = np.empty((n, len(self.names)), np.float64)
+        plan, out = self._asked(n, wanted)
         cursor = np.array([0, 0, 0, self._slots.stream_time_ms], np.int64)
         rows = Rows(np.full(n, -1), np.empty(n, np.bool_), times, values)  # -1: not assigned yet, not to be looked at
         given = labelled.Labels(label_keys, label_times, positive)
@@ -145,7 +151,7 @@ class LabelledWindows(EntityWindows):
             assigned = self._assign(keys, rows, assigned)
             ready = kinds if assigned == n else kinds[: np.flatnonzero(~kinds)[assigned]]
             while need := labelled.labelled_ops(
-                self._store(), self._plan.kernel, ready, rows, transactions, given, self.waiting_max, cursor, out
+                self._store(), plan, ready, rows, transactions, given, self.waiting_max, cursor, out
             ):
                 if not self._grow(need):
                     self._need_room_for_op(kinds, keys, label_keys, rows, assigned, cursor)
@@ -171,7 +177,7 @@ class LabelledWindows(EntityWindows):
         if need == labelled.TRANSACTIONS:
             if room < 2 * self._transactions.nbytes:  # for a moment the old table stands beside the new one
                 return False
-            grown = np.zeros((2 * len(self._transactions), 4), np.uint64)
+            grown = zeros((2 * len(self._transactions), 4), np.uint64)
             table_rebuild(self._transactions, grown)
             self._transactions, self._hand = grown, 0
             return True
@@ -194,7 +200,7 @@ class LabelledWindows(EntityWindows):
     ) -> None:
         """Drops idle keys and transactions; BoundError where there are none. The cursor is at the next op."""
         op, row, label, stream = (int(number) for number in cursor)
-        if self._sweep_all(stream - self._plan.span_ms):
+        if self._sweep_all(stream - self._plan.span_ms) or self._lifted():
             return
         if kinds[op]:
             what = f"label {label} of the block, of transaction {key_name(label_keys[label])},"
@@ -211,13 +217,23 @@ class LabelledWindows(EntityWindows):
             self._labels.heads[slot, labelled.SEEN] = NO_TIME
             self._frauds.heads[slot, HEAD:] = 0
 
-    def _sweep_steps(self, steps: int, horizon: int) -> int:
-        freed = super()._sweep_steps(steps, horizon)
+    def _sweep_some(self, rows: int) -> None:
+        super()._sweep_some(rows)
+        self._forget(_STEPS_PER_ROW * rows, self._horizon)
+
+    def _sweep_all(self, horizon: int) -> int:
+        total = super()._sweep_all(horizon)
+        while forgotten := self._forget(len(self._transactions), horizon):
+            total += forgotten
+        return total
+
+    def _forget(self, steps: int, horizon: int) -> int:
+        """Frees what is expired among the next so many places of the transactions; returns how many."""
         steps = min(steps, len(self._transactions))
         places = np.empty(steps, np.int64)
         self._hand, count = table_sweep(self._transactions, self._hand, steps, horizon, places)
         self._counters[labelled.KNOWN] -= count
-        return freed + count
+        return count
 
     def to_arrays(self) -> Arrays:
         """As `EntityWindows.to_arrays`, and:

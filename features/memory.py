@@ -16,14 +16,51 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["UNBOUNDED", "GrowingArray", "larger"]
+__all__ = ["LINE_WORDS", "UNBOUNDED", "GrowingArray", "head_words", "larger", "room_below", "zeros"]
 
 #: bytes that may be taken where no bound is set
 UNBOUNDED = 2**62
 #: up to here an array doubles, from there on it grows by a quarter
 _DOUBLED_BYTES_MAX = 1 << 20
 #: a copy of less takes some ten milliseconds, and what numpy allocates lies on huge pages more often
-_MAPPED_BYTES_MIN = 1 << 25
+_MAPPED_BYTES_MIN = 1 << 21
+#: of a cache line
+LINE_WORDS = 8
+_LINE_BYTES, _PAGE_BYTES = 8 * LINE_WORDS, 1 << 21
+
+
+def _whole_pages(nbytes: int) -> int:
+    """Bytes of the huge pages that hold so many: the system puts no other length on them from its beginning."""
+    return -(-nbytes // _PAGE_BYTES) * _PAGE_BYTES
+
+
+def _mapping(nbytes: int) -> mmap.mmap | None:
+    """A mapping for an array of so many bytes; None where numpy is to allocate it."""
+    if sys.platform != "linux" or nbytes < _MAPPED_BYTES_MIN:
+        return None
+    mapping = mmap.mmap(-1, _whole_pages(nbytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):  # a system without huge pages is only slower
+        mapping.madvise(mmap.MADV_HUGEPAGE)
+    return mapping
+
+
+def zeros(shape: tuple[int, ...], dtype: type[np.generic]) -> npt.NDArray[Any]:
+    """A zeroed array that begins with a cache line, so that a row of 32 bytes never lies in two of them."""
+    nbytes = math.prod(shape) * np.dtype(dtype).itemsize
+    room = np.frombuffer(_mapping(nbytes) or np.zeros(nbytes + _LINE_BYTES, np.uint8), np.uint8)
+    begin = -room.ctypes.data % _LINE_BYTES
+    return room[begin : begin + nbytes].view(dtype).reshape(shape)
+
+
+def head_words(words: int) -> int:
+    """Words that a row of so many gets where each is a key's: whole cache lines, unless many would be wasted."""
+    lines = -(-words // LINE_WORDS) * LINE_WORDS
+    return lines if lines - words < LINE_WORDS // 2 else words
+
+
+def room_below(nbytes: int, *bounds: int | None) -> int:
+    """Bytes that may still be taken where so many are, below all of these bounds (None: no bound)."""
+    return min([UNBOUNDED, *(bound for bound in bounds if bound is not None)]) - nbytes
 
 
 def larger(rows: int, row_bytes: int) -> int:
@@ -57,18 +94,12 @@ class GrowingArray:
         del mapping  # closes with the last array that looks into it
 
     def _allocate(self, shape: tuple[int, ...]) -> npt.NDArray[Any]:
-        nbytes = math.prod(shape) * self._dtype.itemsize
-        self._mapping = None
-        if sys.platform != "linux" or nbytes < _MAPPED_BYTES_MIN:
-            return np.zeros(shape, self._dtype)
-        self._mapping = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        with suppress(OSError):  # a system without huge pages is only slower
-            self._mapping.madvise(mmap.MADV_HUGEPAGE)
-        return self._mapped(shape)
+        self._mapping = _mapping(math.prod(shape) * self._dtype.itemsize)
+        return zeros(shape, self._dtype.type) if self._mapping is None else self._mapped(shape)
 
     def _mapped(self, shape: tuple[int, ...]) -> npt.NDArray[Any]:
         assert self._mapping is not None
-        return np.frombuffer(self._mapping, self._dtype).reshape(shape)
+        return np.frombuffer(self._mapping, self._dtype, math.prod(shape)).reshape(shape)
 
     def _remap(self, shape: tuple[int, ...]) -> bool:
         """Enlarges the mapping; False where there is none, or an array outside looks into it."""
@@ -77,7 +108,7 @@ class GrowingArray:
         have = self.array.shape
         del self.array
         try:
-            self._mapping.resize(math.prod(shape) * self._dtype.itemsize)
+            self._mapping.resize(_whole_pages(math.prod(shape) * self._dtype.itemsize))
         except BufferError:
             shape = have
         self.array = self._mapped(shape)

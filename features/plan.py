@@ -10,7 +10,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from features.block import KeyArray
 from features.declare import FeatureError, WindowFeature
+from features.memory import head_words
 from features.windows import COUNT, MEAN, RISK, SUM, Plan
 
 __all__ = [
@@ -24,6 +26,7 @@ __all__ = [
     "check_identity",
     "entity_of",
     "identity_of",
+    "key_name",
 ]
 
 LATENESS_MS = 3_600_000
@@ -88,6 +91,12 @@ def check_identity(arrays: Mapping[str, npt.NDArray[Any]], identity: npt.NDArray
         )
 
 
+def key_name(key: KeyArray) -> str:
+    """The id of a key where it is an integer, else its hash (see `features.block.key_of_text`)."""
+    hi, lo = (int(word) for word in key)
+    return f"text of hash {hi:016x}{lo:016x}" if hi else str(lo - (lo >> 63 << 64))
+
+
 class WindowPlan:
     """What the kernels need to know of one entity's features: boundaries (see `features.windows`) and columns."""
 
@@ -113,6 +122,8 @@ class WindowPlan:
         self.span_ms = int(offsets[-1]) + lateness_ms
         scratch = np.zeros((3, len(offsets)), np.int64)
         self.kernel = Plan(offsets, aggregates, self.span_ms, scratch[0], scratch[1], scratch[2])
+        # no boundary to be found but the row's own place, and nothing to compute
+        self.unasked = Plan(offsets[:1] * 0, aggregates[:0], self.span_ms, *np.zeros((3, 1), np.int64))
         self.identity = identity_of(features, lateness_ms)
 
     @property
@@ -126,7 +137,12 @@ class WindowPlan:
 
     @property
     def ring_own(self) -> int:
-        return 2 * len(self.fields) + len(self.kernel.offsets)
+        return 2 * len(self.fields) + self.hints
+
+    @property
+    def hints(self) -> int:
+        """Search hints of a ring: one per boundary above 0."""
+        return int(np.count_nonzero(self.kernel.offsets))
 
 
 def bytes_per_key(features: Sequence[WindowFeature]) -> int:
@@ -135,10 +151,9 @@ def bytes_per_key(features: Sequence[WindowFeature]) -> int:
     Arrays grow ahead of need and tables are full at 70%: up to twice as much may be reserved.
     """
     plan = WindowPlan(features, 0)
-    boundaries = len(plan.kernel.offsets)
-    words = _HEAD_WORDS + plan.ring_own + _SLOT_WORDS
+    words = head_words(_HEAD_WORDS + plan.ring_own) + _SLOT_WORDS
     if plan.labelled:
-        words += _HEAD_WORDS + boundaries + _LABEL_HEAD_WORDS
+        words += head_words(_HEAD_WORDS + plan.hints) + head_words(_LABEL_HEAD_WORDS)
     return 8 * words + _TABLE_BYTES
 
 

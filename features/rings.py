@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from features.block import IntArray
 from features.kernel import helper, kernel, signed
-from features.memory import UNBOUNDED, GrowingArray, larger
+from features.memory import UNBOUNDED, GrowingArray, head_words, larger
 
 __all__ = [
     "BLOCK",
@@ -40,6 +40,7 @@ __all__ = [
     "row_at",
     "seek",
     "seek_from_tail",
+    "seek_near",
 ]
 
 Words = npt.NDArray[np.uint64]
@@ -54,6 +55,8 @@ _LOG_MASK = 63
 _RING_LOG_MIN = 2
 _CLASSES = 48
 _POOL_ROWS_MIN = 256
+#: rows that `seek_near` looks at
+_NEAR = 4
 #: `free[_USED]` is the number of pool rows handed out so far, below it are the heads of the free lists
 _USED = _CLASSES
 
@@ -179,6 +182,25 @@ def seek(ring: Ring, slot: int, hint: int, t: int) -> int:
 
 
 @helper
+def seek_near(ring: Ring, slot: int, hint: int, t: int, ordered: bool) -> int:
+    """`seek` for an answer that is mostly the hint or one of the next few: these are compared without a branch each,
+    as which one it is cannot be foreseen, and a branch that was foreseen wrongly costs more than all of them.
+
+    ``ordered`` says that it is not before the hint.
+    """
+    head, tail = ring.heads[slot, HEAD], ring.heads[slot, TAIL]
+    hint = min(max(hint, head), tail)
+    if not ordered and hint > head and signed(ring.pool[row_at(ring, slot, hint - 1)]) > t:
+        return seek(ring, slot, hint, t)
+    passed = 0
+    for index in range(hint, hint + _NEAR):  # rows from the tail on are of no meaning, but there
+        passed += (index < tail) & (signed(ring.pool[row_at(ring, slot, index)]) <= t)
+    if passed == _NEAR:
+        return seek(ring, slot, hint + _NEAR, t)
+    return hint + passed
+
+
+@helper
 def seek_from_tail(ring: Ring, slot: int, t: int) -> int:
     """`seek` from the newest row: where a row of time ``t`` goes, after those of the same time."""
     return seek(ring, slot, ring.heads[slot, TAIL], t)
@@ -256,7 +278,7 @@ class RingPool:
     def __init__(self, width: int, own: int) -> None:
         self.width = width
         self._pool = GrowingArray((_POOL_ROWS_MIN * width,), np.uint64)
-        self._heads = GrowingArray((0, OWN + own), np.int64)
+        self._heads = GrowingArray((0, head_words(OWN + own)), np.int64)
         self.free = np.full(_CLASSES + 1, _NONE, np.int64)
         self.free[_USED] = 0
 

@@ -17,10 +17,12 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Literal, get_args
 
-__all__ = ["SCHEMAS", "TRANSACTIONS", "TRANSACTION_LABELS", "EventSchema", "Field", "Kind", "SchemaError"]
+__all__ = ["ACTIONS", "INTERACTIONS", "SCHEMAS", "TRANSACTIONS", "TRANSACTION_LABELS"]
+__all__ += ["EventSchema", "Field", "Kind", "SchemaError"]
 
-#: ``id``: integer or string; ``time_ms``: integer ms since the epoch, UTC; ``number``: finite float64; ``flag``: 0 or 1
-Kind = Literal["id", "time_ms", "number", "flag"]
+#: ``id``: integer or string; ``time_ms``: integer ms since the epoch, UTC; ``number``: finite float64; ``flag``: 0 or
+#: 1; ``choice``: one of the field's texts, in a Block its place among them
+Kind = Literal["id", "time_ms", "number", "flag", "choice"]
 
 TIME_MS_MIN = 946_684_800_000  # 2000-01-01T00:00:00Z
 TIME_MS_MAX = 253_402_300_799_999  # 9999-12-31T23:59:59.999Z, the last time that text forms can hold
@@ -46,7 +48,8 @@ class Field:
 
     Three rules let a record through that is not quite right, and count it: ``clip`` sets a number outside its bounds
     to the nearer one, ``trim`` takes white space off both ends of an id given as a string, ``categories`` are the ids
-    that are known (5 and "5" are the same): any other is still a row. SchemaError where the rules do not fit together.
+    that are known (5 and "5" are the same): any other is still a row. Of a ``choice`` the ``categories`` are all there
+    is: with another text a record is refused. SchemaError where the rules do not fit together.
 
     >>> Field("amount", "number", minimum=5, maximum=3)
     Traceback (most recent call last):
@@ -95,6 +98,7 @@ def _faults(spec: Field) -> Iterator[str]:
     if spec.future_ms_max is not None and (spec.kind != "time_ms" or spec.future_ms_max < 0):
         yield f"future_ms_max {spec.future_ms_max} with kind {spec.kind}; give a time_ms 0 or more, or leave it out"
     yield from _id_faults(spec)
+    yield from _category_faults(spec)
 
 
 def _id_faults(spec: Field) -> Iterator[str]:
@@ -102,9 +106,14 @@ def _id_faults(spec: Field) -> Iterator[str]:
         yield f"trim with kind {spec.kind}; only an id can be trimmed, leave trim out"
     if spec.text_bytes_max is not None and (spec.kind != "id" or spec.text_bytes_max < 1):
         yield f"text_bytes_max {spec.text_bytes_max} with kind {spec.kind}; give an id 1 or more, or leave it out"
+
+
+def _category_faults(spec: Field) -> Iterator[str]:
     if spec.categories is None:
+        if spec.kind == "choice":
+            yield "a choice without categories; name the texts that can be chosen"
         return
-    if spec.kind != "id":
+    if spec.kind not in ("id", "choice"):
         yield f"categories with kind {spec.kind}; only an id has categories, use minimum and maximum"
     if not isinstance(spec.categories, tuple) or not spec.categories:
         yield f"categories {spec.categories!r} is not a tuple of ids; write one as in ('NL', 'BE'), or leave it out"
@@ -112,6 +121,8 @@ def _id_faults(spec: Field) -> Iterator[str]:
     seen: set[str] = set()
     for category in spec.categories:
         text = str(category)
+        if spec.kind == "choice" and type(category) is not str:
+            yield f"category {category!r} of a choice is not a text; give strings that are not empty"
         if type(category) not in (int, str) or not text:
             yield f"category {category!r} is not an id; give integers or strings that are not empty"
         if spec.trim and text != text.strip():
@@ -209,4 +220,23 @@ TRANSACTION_LABELS = EventSchema(
     ),
 )
 
-SCHEMAS = {schema.topic: schema for schema in (TRANSACTIONS, TRANSACTION_LABELS)}
+#: what a user can do with an item, from the weakest sign of interest to the strongest
+ACTIONS = ("view", "click", "cart", "purchase")
+
+INTERACTIONS = EventSchema(
+    topic="interactions",
+    key="user_id",
+    time="event_time",
+    fields=(
+        _id("event_id"),
+        _time("event_time", future_ms_max=FUTURE_MS_MAX),
+        _id("user_id"),
+        _id("item_id"),
+        Field("action", "choice", categories=ACTIONS),
+        _id("session_id", required=False),
+        _id("category", required=False),
+        Field("price", "number", required=False, minimum=0.0, maximum=1e12, unit="currency"),
+    ),
+)
+
+SCHEMAS = {schema.topic: schema for schema in (TRANSACTIONS, TRANSACTION_LABELS, INTERACTIONS)}

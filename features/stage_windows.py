@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Self
 
 import numpy as np
@@ -34,8 +35,9 @@ def _prefix(feature: WindowFeature) -> str:
 class StageWindows:
     """One state per way of keeping windows and entity, as one: columns in the order of the features given.
 
-    With ``labelled`` the prefix sums are `LabelledWindows`, and `process` takes labels. ``bytes_max`` bounds `nbytes`,
-    looked at before each block: beyond it `BoundError` says so.
+    With ``labelled`` the prefix sums are `LabelledWindows`, and `process` takes labels. ``bytes_max`` bounds `nbytes`:
+    `BoundError` where a row would need more, after which the states hold different parts of the block and are to be
+    rebuilt from the log.
     """
 
     def __init__(
@@ -117,32 +119,47 @@ class StageWindows:
         return self._sums.waiting_forced if isinstance(self._sums, LabelledWindows) else 0
 
     def process(
-        self, block: Block, labels: Block | None = None, kinds: BoolArray | None = None
+        self, block: Block, labels: Block | None = None, kinds: BoolArray | None = None, *, wanted: bool = True
     ) -> tuple[FloatArray, BoolArray]:
         """Features (n, k) float64 and late mask (n,) of the block's rows, which become part of the state.
 
-        ``labels`` and ``kinds`` as for `LabelledWindows.process`. StateError where a value cannot be held; then
-        nothing has changed.
+        ``labels``, ``kinds`` and ``wanted`` as for `LabelledWindows.process`. StateError where a value cannot be held;
+        then nothing has changed.
         """
         if labels is not None and not self._labelled:
             raise StateError(f"windows by {self.entity} were made without labels; make them with labelled=True")
-        if self.bytes_max is not None and self.nbytes > self.bytes_max:
-            raise BoundError(
-                f"windows by {self.entity}: the state has {self.nbytes} bytes, more than bytes_max = {self.bytes_max}. "
-                "Raise bytes_max, spread the keys over more partitions, or declare shorter windows",
-                0,
-            )
         # every check comes before the first change: the others say what they would take, sums check and change at once
         columns: dict[str, Any] = {prefix: state.columns(block) for prefix, state in self._others.items()}
-        out = np.empty((len(block), len(self.names)), np.float64)
+        made: dict[str, FloatArray] = {}
         late = np.zeros(len(block), np.bool_)
         if isinstance(self._sums, LabelledWindows):
-            out[:, self._places[_SUMS]], late = self._sums.process(block, labels, kinds)
+            with self._bound(self._sums):
+                made[_SUMS], late = self._sums.process(block, labels, kinds, wanted=wanted)
         elif self._sums is not None:
-            out[:, self._places[_SUMS]], late = self._sums.process(block)
+            with self._bound(self._sums):
+                made[_SUMS], late = self._sums.process(block, wanted=wanted)
         for prefix, state in self._others.items():
-            out[:, self._places[prefix]], late = state.process_columns(*columns[prefix])
+            with self._bound(state):
+                made[prefix], late = state.process_columns(*columns[prefix])
+        if not wanted:
+            return np.empty((len(block), 0), np.float64), late
+        out = np.empty((len(block), len(self.names)), np.float64)
+        for prefix, matrix in made.items():
+            out[:, self._places[prefix]] = matrix
         return out, late
+
+    @contextmanager
+    def _bound(self, state: EntityWindows | HistoryWindows | TiledWindows) -> Iterator[None]:
+        """The state may take what the others leave of ``bytes_max``, but drops what is idle before it takes more than
+        its part of that: memory once taken is not given back, and the first one would take all."""
+        if self.bytes_max is not None:
+            left = max(0, self.bytes_max - self.nbytes)
+            state.bytes_max, state.bytes_eager = state.nbytes + left, state.nbytes + left // len(self._states)
+        try:
+            yield
+        except BoundError as exc:
+            whole = f"{exc}. All windows of the stage share {self.bytes_max} bytes, {self.nbytes} are taken"
+            raise BoundError(whole, exc.row, exc.label) from None
 
     def to_arrays(self) -> Arrays:
         """The arrays of all states, canonical as theirs, their names with a prefix: see `_prefix`."""
@@ -168,6 +185,12 @@ class StageWindows:
             raise StateError(
                 f"the saved state by {state.entity} has {', '.join(sorted(found))} where "
                 f"{', '.join(sorted(state._groups))} are needed; rebuild it by replaying the log"
+            )
+        needed = sum(array.nbytes for array in arrays.values())
+        if bytes_max is not None and needed > bytes_max:
+            raise StateError(
+                f"the saved state by {state.entity} has {needed} bytes, more than bytes_max = {bytes_max}; "
+                "raise bytes_max"
             )
         for prefix, kept in state._states.items():
             loaded = type(kept).from_arrays(

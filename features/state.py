@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from features.block import BoolArray, IntArray, KeyArray
 from features.kernel import helper, kernel, prefetch, signed
-from features.memory import UNBOUNDED, GrowingArray, larger
+from features.memory import LINE_WORDS, UNBOUNDED, GrowingArray, larger, zeros
 
 __all__ = [
     "NO_TIME",
@@ -28,6 +28,7 @@ __all__ = [
     "table_find",
     "table_full",
     "table_home",
+    "table_prefetch",
     "table_remove",
     "table_sweep",
 ]
@@ -47,6 +48,8 @@ _SHIFT_1, _SHIFT_2, _SHIFT_3 = np.uint64(30), np.uint64(27), np.uint64(31)
 
 # rows ahead that are prefetched
 _AHEAD = 16
+# places swept for each new key, and rows for which one more is
+_STEPS_PER_KEY, _ROWS_PER_STEP = 4, 2
 
 # columns of KeySlots.meta
 USED, FREE, CAPACITY, STREAM = 0, 1, 2, 3
@@ -74,6 +77,15 @@ def table_home(hi: np.uint64, lo: np.uint64, mask: int) -> int:
     x = (x ^ (x >> _SHIFT_1)) * _MIX_1
     x = (x ^ (x >> _SHIFT_2)) * _MIX_2
     return signed((x ^ (x >> _SHIFT_3)) & np.uint64(mask))
+
+
+@helper
+def table_prefetch(table: Table, keys: KeyArray, row: int) -> None:
+    """Asks for where the key of ``row`` (any number) stands: its home's cache line and the next one."""
+    if row < keys.shape[0]:
+        home = 4 * table_home(keys[row, 0], keys[row, 1], table.shape[0] - 1)
+        prefetch(table, home)
+        prefetch(table, home + LINE_WORDS)
 
 
 @helper
@@ -167,8 +179,7 @@ def _assign(
     stream = meta[STREAM]
     row = begin
     while row < keys.shape[0]:
-        if row + _AHEAD < keys.shape[0]:
-            prefetch(table, 4 * table_home(keys[row + _AHEAD, 0], keys[row + _AHEAD, 1], table.shape[0] - 1))
+        table_prefetch(table, keys, row + _AHEAD)
         t = times[row]
         late[row] = t < stream - lateness_ms
         place = table_find(table, keys[row, 0], keys[row, 1])
@@ -208,10 +219,12 @@ class KeySlots:
     """
 
     def __init__(self) -> None:
-        self.table: Table = np.zeros((TABLE_CAPACITY_MIN, 4), np.uint64)
+        self.table: Table = zeros((TABLE_CAPACITY_MIN, 4), np.uint64)
         self._free = GrowingArray((SLOT_CAPACITY_MIN,), np.int64)
         self._meta = np.array([0, 0, SLOT_CAPACITY_MIN, NO_TIME], np.int64)
         self._hand = 0
+        #: keys after the last sweep
+        self._swept = 0
 
     def __len__(self) -> int:
         """Slots in use."""
@@ -265,7 +278,7 @@ class KeySlots:
         if table_full(self.table, len(self)):
             if room < 2 * self.table.nbytes:  # for a moment the old table stands beside the new one
                 return False
-            grown = np.zeros((2 * len(self.table), 4), np.uint64)
+            grown = zeros((2 * len(self.table), 4), np.uint64)
             table_rebuild(self.table, grown)
             self.table, self._hand = grown, 0
             return True
@@ -288,12 +301,16 @@ class KeySlots:
 
     def load(self, keys: KeyArray, times: IntArray, stream_time_ms: int) -> IntArray:
         """Fills an empty table, of just the size, with these keys and their newest times; returns their slots."""
-        self.table = np.zeros((max(TABLE_CAPACITY_MIN, table_capacity(len(keys))), 4), np.uint64)
+        self.table = zeros((max(TABLE_CAPACITY_MIN, table_capacity(len(keys))), 4), np.uint64)
         self._meta[CAPACITY] = max(self.capacity, len(keys))
         self._free.grow(self.capacity)
         slots, _ = self.assign(keys, times, 2**62)
         self.stream_time_ms = stream_time_ms
         return slots
+
+    def steps(self, rows: int) -> int:
+        """Places to sweep after so many rows: most for keys that are new, for which the idle ones are to make room."""
+        return _STEPS_PER_KEY * max(0, len(self) - self._swept) + rows // _ROWS_PER_STEP
 
     def sweep(self, steps: int, horizon: int) -> IntArray:
         """Frees expired keys among the next ``steps`` places; returns their slots, to be cleared by the caller."""
@@ -304,6 +321,7 @@ class KeySlots:
         begin = int(self._meta[FREE])
         self._free.array[begin : begin + count] = slots
         self._meta[FREE] += count
+        self._swept = len(self)
         return slots
 
     def live(self, horizon: int) -> tuple[KeyArray, IntArray, IntArray]:

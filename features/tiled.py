@@ -21,9 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from features.arrays import Arrays
-from features.block import Block, BoolArray, FloatArray, IntArray, KeyArray
+from features.block import Block, BoolArray, FloatArray, IntArray
 from features.durations import FeatureError
-from features.kernel import own
 from features.plan import LATENESS_MS, StateError
 from features.ring_windows import RingWindows
 from features.rings import RingPool
@@ -67,8 +66,14 @@ def _plan(
 class TiledWindows(RingWindows):
     """Counts, sums and means over windows of whole tiles, of an entity of one id field or several."""
 
-    def __init__(self, features: Sequence[WindowFeature], *, allowed_lateness_ms: int = LATENESS_MS) -> None:
-        super().__init__(features, allowed_lateness_ms=allowed_lateness_ms)
+    def __init__(
+        self,
+        features: Sequence[WindowFeature],
+        *,
+        allowed_lateness_ms: int = LATENESS_MS,
+        bytes_max: int | None = None,
+    ) -> None:
+        super().__init__(features, allowed_lateness_ms=allowed_lateness_ms, bytes_max=bytes_max)
         for f in features:
             if not f.tile_ms:
                 raise FeatureError(f"{f.name}: its window is not made of tiles; give tile=, or use StageWindows")
@@ -97,22 +102,12 @@ class TiledWindows(RingWindows):
             values[:, len(self._values) + p] = ~missing[:, self._values.index(name)]
         return values
 
-    def process_columns(self, keys: KeyArray, times: IntArray, values: FloatArray) -> tuple[FloatArray, BoolArray]:
-        """`process` for bare columns: keys (n, 2), event times (n,) and ``values`` (n, columns), see `columns`."""
-        n = len(times)
-        keys, times, values = own(keys, np.uint64), own(times, np.int64), own(values, np.float64)
-        out = np.empty((n, len(self.names)), np.float64)
-        cursor = np.array([0, self._slots.stream_time_ms], np.int64)
-        slots, late = self._assign(keys, times)
-        rows = Rows(slots, late, times, values)
-        while True:
-            ring = self._rings.view
-            if tiled_rows(ring, ring.pool.view(np.float64), self._plan, rows, cursor, out):
-                break
-            del ring  # so that the pool can grow where it is
-            self._rings.grow()
-        self._sweep(n)
-        return out, late
+    def _run(
+        self, slots: IntArray, late: BoolArray, times: IntArray, values: FloatArray, cursor: IntArray, out: FloatArray
+    ) -> int:
+        ring = self._rings.view
+        done = tiled_rows(ring, ring.pool.view(np.float64), self._plan, Rows(slots, late, times, values), cursor, out)
+        return 0 if done else 1
 
     def to_arrays(self) -> Arrays:
         """The state as arrays in canonical form.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from features.durations import FeatureError, duration_text
+from features.memory import head_words
 
 __all__ = [
     "HALF_LIVES",
@@ -141,10 +142,10 @@ def memory_text(features: Iterable[WindowFeature]) -> str:
     fields = len({name for f in features for name in f.fields})
     if features[0].tile_ms:
         return f"{8 * (1 + fields + len(present_fields(features)))} B/tile + {8 * 5 + _TABLE_BYTES} B/key"
-    boundaries = len({edge for f in features for edge in (f.delay_ms, f.span_ms)})
-    words = 1 + fields * (2 if features[0].by_prefix_sums else 1)  # a prefix sum is two words
-    event, key = 8 * words, 8 * (3 + words + boundaries) + _TABLE_BYTES
+    hints = len({edge for f in features for edge in (f.delay_ms, f.span_ms)} - {0})
+    words = fields * (2 if features[0].by_prefix_sums else 1)  # a prefix sum is two words
+    event, key = 8 * (1 + words), 8 * (head_words(3 + words + hints) + 1) + _TABLE_BYTES
     if any(f.aggregate == "risk" for f in features):
         event += _TABLE_BYTES  # the transaction, for its label to find it
-        key += 8 * (8 + boundaries)  # rings of known frauds and of labels that are not yet due
+        key += 8 * (head_words(3 + hints) + head_words(5))  # rings of known frauds and of labels not yet due
     return f"{event} B/event + {key} B/key"

@@ -19,7 +19,8 @@ import numpy as np
 from features.block import BoolArray, FloatArray, IntArray
 from features.fixed import fixed_add, fixed_of, fixed_subtract, float_of
 from features.kernel import helper, kernel, prefetch, signed
-from features.rings import HEAD, OWN, TAIL, Ring, Words, open_gap, ring_room, row_at, seek, seek_from_tail
+from features.memory import LINE_WORDS
+from features.rings import HEAD, OWN, TAIL, Ring, Words, open_gap, ring_room, row_at, seek_from_tail, seek_near
 from features.spill import Spill, far_from_tail, spill_of, spill_ready, spill_ring
 
 __all__ = [
@@ -89,22 +90,24 @@ def find_boundaries(
     t: int,
     late: bool,
     horizon: int,
+    ordered: bool,
     out: IntArray,
 ) -> None:
     """``out[b]`` = index of the first row with time above ``t - offsets[b]``, for offsets above 0.
 
     The slot's hints say where to begin; late rows neither use nor move them and see nothing at or below the horizon.
+    ``ordered`` says that no row before had a later time, so that no boundary is before its hint.
     """
-    hints = OWN + ring.width - 1
-    base = seek_from_tail(ring, slot, horizon) if late else 0
-    for b in range(len(offsets)):
-        if offsets[b] == 0:
-            continue
-        if late:
+    first = 1 if offsets[0] == 0 else 0
+    hints = OWN + ring.width - 1 - first
+    if late:
+        base = seek_from_tail(ring, slot, horizon)
+        for b in range(first, len(offsets)):
             out[b] = max(base, seek_from_tail(ring, slot, t - offsets[b]))
-        else:
-            out[b] = seek(ring, slot, ring.heads[slot, hints + b], t - offsets[b])
-            ring.heads[slot, hints + b] = out[b]
+        return
+    for b in range(first, len(offsets)):
+        out[b] = seek_near(ring, slot, ring.heads[slot, hints + b], t - offsets[b], ordered)
+        ring.heads[slot, hints + b] = out[b]
 
 
 @helper
@@ -127,6 +130,7 @@ def emit(ring: Ring, spill: Spill, number: int, plan: Plan, rows: Rows, row: int
     spills, spilled = spill_ring(ring, spill), plan.spilled
     if offsets[0] == 0:
         below[0] = place + 1
+    valued, vhi, vlo = -1, np.uint64(0), np.uint64(0)
     for j in range(plan.aggregates.shape[0]):
         aggregate, f = plan.aggregates[j, 0], plan.aggregates[j, 1]
         near, far = plan.aggregates[j, 2], plan.aggregates[j, 3]
@@ -149,7 +153,9 @@ def emit(ring: Ring, spill: Spill, number: int, plan: Plan, rows: Rows, row: int
                 nhi, nlo = fixed_subtract(nhi, nlo, fhi, flo)
                 hi, lo = fixed_add(hi, lo, nhi, nlo)
             if offsets[near] == 0:
-                vhi, vlo = fixed_of(rows.values[f, row])
+                if f != valued:
+                    vhi, vlo = fixed_of(rows.values[f, row])
+                    valued = f
                 hi, lo = fixed_add(hi, lo, vhi, vlo)
             total = float_of(hi, lo)
             out[row, j] = total / count if aggregate == MEAN else total
@@ -194,7 +200,7 @@ def find_spilled(ring: Ring, spill: Spill, plan: Plan, slot: int, t: int, late: 
     number = spill_of(spill, slot)
     if number >= 0:
         spills = spill_ring(ring, spill)
-        find_boundaries(spills, number, plan.offsets, t, late, horizon, plan.spilled)
+        find_boundaries(spills, number, plan.offsets, t, late, horizon, False, plan.spilled)
         if plan.offsets[0] == 0:
             plan.spilled[0] = place_of(spills, number, t, late, horizon)
     return number
@@ -212,21 +218,23 @@ def put_in(ring: Ring, spill: Spill, number: int, rows: Rows, row: int, place: i
 
 
 @helper
-def look_ahead(ring: Ring, boundaries: int, slots: IntArray, row: int) -> None:
+def look_ahead(ring: Ring, offsets: IntArray, slots: IntArray, row: int) -> None:
     """Prefetches what rows after ``row`` will read: heads of the farther one, ring rows of the nearer one."""
     far, near = row + _AHEAD_HEADS, row + _AHEAD_ROWS
     if far < len(slots) and slots[far] >= 0:
-        at = slots[far] * ring.heads.shape[1]
-        prefetch(ring.heads, at)
-        prefetch(ring.heads, at + ring.heads.shape[1] - 1)
+        columns = ring.heads.shape[1]
+        prefetch(ring.heads, slots[far] * columns)
+        if columns > LINE_WORDS:
+            prefetch(ring.heads, slots[far] * columns + columns - 1)
     if near < len(slots) and slots[near] >= 0:
         slot = slots[near]
         if ring.heads[slot, TAIL] > ring.heads[slot, HEAD]:
             at = row_at(ring, slot, ring.heads[slot, TAIL] - 1)
             prefetch(ring.pool, at)
             prefetch(ring.pool, at + 2 * ring.width - 1)
-            for b in range(boundaries):
-                prefetch(ring.pool, row_at(ring, slot, ring.heads[slot, OWN + ring.width - 1 + b]))
+            first = 1 if offsets[0] == 0 else 0
+            for hint in range(OWN + ring.width - 1, OWN + ring.width - 1 + len(offsets) - first):
+                prefetch(ring.pool, row_at(ring, slot, ring.heads[slot, hint]))
 
 
 @kernel
@@ -236,7 +244,7 @@ def window_rows(ring: Ring, spill: Spill, plan: Plan, rows: Rows, cursor: IntArr
     False where the pool is full: grow it and call again.
     """
     for row in range(cursor[0], len(rows.times)):
-        look_ahead(ring, len(plan.offsets), rows.slots, row)
+        look_ahead(ring, plan.offsets, rows.slots, row)
         t, slot, late = rows.times[row], rows.slots[row], rows.late[row]
         stream = max(cursor[1], t)
         horizon = stream - plan.span_ms
@@ -247,7 +255,8 @@ def window_rows(ring: Ring, spill: Spill, plan: Plan, rows: Rows, cursor: IntArr
             if not late and not room_for(ring, spill, slot, t, horizon):
                 return False
             place = place_of(ring, slot, t, late, horizon)
-            find_boundaries(ring, slot, plan.offsets, t, late, horizon, plan.below)
+            ordered = place == ring.heads[slot, TAIL]
+            find_boundaries(ring, slot, plan.offsets, t, late, horizon, ordered, plan.below)
             number = find_spilled(ring, spill, plan, slot, t, late, horizon)
         emit(ring, spill, number, plan, rows, row, place, out)
         if not late:

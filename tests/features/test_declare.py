@@ -149,7 +149,7 @@ def test_describe() -> None:
     assert list(rows) == list(DEFAULT.names)
     assert rows["terminal_risk_7d"] == {
         "name": "terminal_risk_7d", "entity": "terminal_id", "what": "risk",
-        "window": "7d", "delay": "7d", "unit": "share", "memory": "54 B/event + 206 B/key",
+        "window": "7d", "delay": "7d", "unit": "share", "memory": "54 B/event + 246 B/key",
     }  # fmt: skip
     assert rows["card_mean_amount_1d"]["what"] == "mean of amount"
     assert rows["is_night"]["what"] == "night of event_time (UTC)"

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from features.block import Block, BoolArray, FloatArray, Ids
-from features.declare import FeatureSet, duration_ms
+from features.declare import FeatureSet, by, duration_ms
 from features.engine import entity_state, interleave, row_features
 from features.fraud import DEFAULT, LABEL_DELAY, RICH
+from features.schema import TRANSACTIONS, EventSchema, Field
 
 DAY_MS = 86_400_000
 BEGIN_MS = 1_522_540_800_000  # 2018-04-01T00:00:00Z
@@ -61,3 +62,18 @@ def test_no_label_younger_than_the_delay_moves_a_feature() -> None:
         assert before[row].tobytes() == matrix_of(RICH, block, labels(block, hidden))[row].tobytes()
         known = frauds ^ (times <= times[row] - delay_ms)
         assert before[row].tobytes() != matrix_of(RICH, block, labels(block, known))[row].tobytes()
+
+
+def test_bursts_of_failed_attempts_where_events_say_so() -> None:
+    """The shipped events do not: such a number is declared in a schema, and missing values count as no failure."""
+    declined = Field("declined", "number", required=False, minimum=0, maximum=1, unit="attempts")
+    attempts = EventSchema("attempts", "card_id", "event_time", (*TRANSACTIONS.fields, declined))
+    features = by("card_id", schema=attempts).sum("declined", "10m").mean("declined", last=3).features
+    times = BEGIN_MS + np.array([0, 60, 120, 599, 600, 720, 721]) * 1_000
+    said = np.array([1, np.nan, 1, 1, 0, 1, np.nan])
+    ids = {"card_id": Ids(ints=np.full(7, 3))}
+    block = Block("t", 0, 7, np.arange(7), times, ids, {"event_time": times, "declined": said})
+    matrix = entity_state(features, labelled=False).process(block)[0]
+    assert [f.name for f in features] == ["card_sum_declined_10m", "card_mean_declined_last3"]
+    assert matrix[:, 0].tolist() == [1, 1, 2, 3, 2, 2, 2]
+    np.testing.assert_array_equal(matrix[:, 1], [1, 1, 1, 1, 2 / 3, 2 / 3, 1 / 2])

@@ -14,7 +14,7 @@ from features.schema import SCHEMAS, TRANSACTIONS, EventSchema, Field, SchemaErr
     ("declared", "says"),
     [
         ({"name": "a b"}, "field 'a b': not a name; use letters"),
-        ({"kind": "text"}, "kind 'text' is not known; choose one of id, time_ms, number, flag"),
+        ({"kind": "text"}, "kind 'text' is not known; choose one of id, time_ms, number, flag, choice"),
         ({"kind": "time_ms", "required": False}, "only an id or a number can be optional, not a time_ms"),
         ({"minimum": 5, "maximum": 3}, "field 'x': minimum 5 is above maximum 3; exchange them"),
         ({"maximum": float("nan")}, "bound nan is not finite; leave it out"),
@@ -31,6 +31,8 @@ from features.schema import SCHEMAS, TRANSACTIONS, EventSchema, Field, SchemaErr
         ({"text_bytes_max": 5}, "text_bytes_max 5 with kind number; give an id 1 or more"),
         ({"kind": "id", "text_bytes_max": 0}, "text_bytes_max 0 with kind id; give an id 1 or more"),
         ({"categories": (1, 2)}, "categories with kind number; only an id has categories, use minimum and maximum"),
+        ({"kind": "choice"}, "a choice without categories; name the texts that can be chosen"),
+        ({"kind": "choice", "categories": ("a", 1)}, "category 1 of a choice is not a text; give strings"),
         ({"kind": "id", "categories": ()}, "categories () is not a tuple of ids; write one as in ('NL', 'BE')"),
         ({"kind": "id", "categories": "NL"}, "categories 'NL' is not a tuple of ids"),
         ({"kind": "id", "categories": (True,)}, "category True is not an id; give integers or strings"),
@@ -83,6 +85,7 @@ def test_hashes_of_the_shipped_schemas_stay() -> None:
     assert {topic: schema.schema_hash for topic, schema in SCHEMAS.items()} == {
         "transactions": "514cbbc63b43ae50791130622c2c231b37a2894b240a18e15481b737345c0da6",
         "transaction-labels": "48096989ccd9026522f45ecee309c58b8be6ebbe661faed47c299029d9026d99",
+        "interactions": "871f2ff3f83bc7a6cd5495f107db633a4f96d99bd9554cef4ea56c3f05d5a620",
     }
 
 
