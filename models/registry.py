@@ -1,8 +1,9 @@
-"""A directory of model packages: ``<root>/<name>/<version>/`` and ``<root>/aliases.json``."""
+"""A directory of model packages: ``<root>/<name>/<version>/``, ``<root>/aliases.json`` and ``<root>/history.jsonl``."""
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -10,17 +11,22 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import TextIO
 
 from models.errors import ModelError
 from models.package import Draft, LoadedModel, Manifest, load_package, read_manifest, write_files
 
-__all__ = ["ALIASES", "Entry", "Registry", "check_name"]
+__all__ = ["ALIASES", "REFERENCES", "Change", "Entry", "Registry", "check_name"]
 
+#: what `Registry.set_alias` sets
 ALIASES = ("champion", "challenger", "shadow")
-#: in aliases.json: the champion before the present one; no reference, only `Registry.rollback` reads it
-_PREVIOUS = "previous"
+#: every name that stands for a package
+REFERENCES = (*ALIASES, "canary")
+#: in aliases.json beside these: the share of keys that the canary scores, and the number of the last change
+_SHARE, _CHANGE = "canary_share", "change"
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 
 
@@ -33,11 +39,29 @@ class Entry:
     aliases: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A line of history.jsonl: ``alias`` pointed at ``before`` and points at ``model`` since ``at`` (ISO 8601, UTC).
+
+    ``action`` is what was asked for: add, promote, challenger, shadow, canary, clear or rollback.
+    """
+
+    change: int
+    at: str
+    action: str
+    alias: str
+    model: str | None
+    before: str | None
+    share: float | None = None
+    reason: str = ""
+
+
 class Registry:
     """Packages by name and version. Versions are 1, 2, ... per name and never change once added.
 
     Every change is one rename, so a reader sees the state before or after it; writers of several processes
-    take turns by a file lock.
+    take turns by a file lock. A change is first appended to history.jsonl; lines numbered higher than aliases.json says
+    are of a writer that died before its rename: they never were.
     """
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
@@ -60,7 +84,7 @@ class Registry:
                 shutil.rmtree(scratch, ignore_errors=True)
                 raise
             if alias is not None:
-                self._point(alias, manifest.label)
+                self._point("add", alias, manifest.label)
         return manifest
 
     def entries(self) -> list[Entry]:
@@ -74,13 +98,53 @@ class Registry:
         return found
 
     def aliases(self) -> dict[str, str]:
-        """alias -> "name@version"."""
-        return {alias: label for alias, label in self._pointers().items() if alias != _PREVIOUS}
+        """alias, or canary -> "name@version"."""
+        return {alias: label for alias, label in self._pointers().items() if alias in REFERENCES}
+
+    @property
+    def canary(self) -> tuple[str, float] | None:
+        """ "name@version" of the canary and the share of keys that it scores."""
+        pointers = self._pointers()
+        return (pointers["canary"], float(pointers[_SHARE])) if "canary" in pointers else None
 
     @property
     def previous(self) -> str | None:
         """ "name@version" of the champion that `rollback` goes back to."""
-        return self._pointers().get(_PREVIOUS)
+        champions = self._champions()
+        return champions[-2] if len(champions) > 1 else None
+
+    def history(self) -> list[Change]:
+        """Every change of an alias, oldest first."""
+        last = int(self._pointers().get(_CHANGE, 0))
+        return [change for change in self._written() if change.change <= last]
+
+    def _written(self) -> list[Change]:
+        """The lines of history.jsonl; a last one that is cut off is of a change that never was."""
+        path = self.root / "history.jsonl"
+        try:
+            lines = path.read_text("utf-8").splitlines()
+        except FileNotFoundError:
+            return []
+        found: list[Change] = []
+        for i, line in enumerate(lines):
+            try:
+                found.append(Change(**json.loads(line)))
+            except (ValueError, TypeError) as error:
+                if i < len(lines) - 1:
+                    raise ModelError(f"{path} line {i + 1}: cannot be read ({error}); restore the file") from error
+        return found
+
+    def _champions(self) -> list[str]:
+        """The present champion, last, and those before it that a roll-back goes back to one by one."""
+        champions: list[str] = []
+        for change in self.history():
+            if change.alias == "champion" and change.model is not None:
+                if change.action == "rollback":
+                    del champions[-2:]
+                elif change.before is not None and not champions:
+                    champions.append(change.before)
+                champions.append(change.model)
+        return champions
 
     def _pointers(self) -> dict[str, str]:
         """aliases.json."""
@@ -99,7 +163,7 @@ class Registry:
 
     def resolve(self, reference: str) -> Path:
         """The package directory of an alias or "name@version"; ModelError naming what there is."""
-        label = self.aliases().get(reference) if reference in ALIASES else reference
+        label = self.aliases().get(reference) if reference in REFERENCES else reference
         name, _, version = (label or "").partition("@")
         path = self.root / name / version
         if _NAME.fullmatch(name) and version.isdigit() and path.is_dir():
@@ -114,45 +178,109 @@ class Registry:
         """Load and verify a package, see `load_package`."""
         return load_package(self.resolve(reference), features, schema_hash)
 
+    def fingerprint(self, reference: str) -> str:
+        """The sha256 of a package's manifest, which has those of its files; ModelError as of `resolve`."""
+        path = self.resolve(reference) / "manifest.json"
+        try:
+            return hashlib.sha256(path.read_bytes()).hexdigest()
+        except OSError as error:
+            raise ModelError(f"{path}: cannot be read ({error}); package the model again") from error
+
     def set_alias(self, alias: str, reference: str) -> str:
-        """Point ``alias`` at a package; returns its "name@version"."""
+        """Point ``alias`` at a package; returns its "name@version". A shadow or canary that becomes champion ends."""
         _check_alias(alias)
         with self._locked():
             label = read_manifest(self.resolve(reference)).label
-            self._point(alias, label)
+            self._point("promote" if alias == "champion" else alias, alias, label)
         return label
+
+    def set_canary(self, reference: str, share: float) -> str:
+        """Let a package score so large a share of the keys in the champion's place; returns its "name@version"."""
+        if not 0.0 < share <= 0.5:
+            raise ModelError(f"canary share: {share:g} is not above 0 and at most 0.5; give a share such as 0.05")
+        with self._locked():
+            label = read_manifest(self.resolve(reference)).label
+            if label == self._pointers().get("champion"):
+                raise ModelError(f"canary: {label} is the champion; give another version")
+            self._point("canary", "canary", label, share=share)
+        return label
+
+    def clear(self, alias: str, reason: str = "", expected: str | None = None) -> str | None:
+        """Point ``alias``, not the champion, at nothing; returns what it pointed at, None where that was nothing or,
+        with ``expected``, another package."""
+        if alias == "champion" or alias not in REFERENCES:
+            raise ModelError(f"alias: {alias!r} cannot be cleared; use one of {', '.join(REFERENCES[1:])}")
+        with self._locked():
+            before = self._pointers().get(alias)
+            if before is None or expected not in (None, before):
+                return None
+            self._point("clear", alias, None, reason=reason)
+        return before
 
     def rollback(self, features: Sequence[str] | None = None, schema_hash: str | None = None) -> str:
         """Make the champion before the present one champion again, once it is verified as by `get`; returns its
-        "name@version". One step: afterwards no earlier champion is remembered."""
+        "name@version". Again: the one before that."""
         with self._locked():
-            pointers = self._pointers()
-            label = pointers.pop(_PREVIOUS, None)
+            label = self.previous
             if label is None:
                 raise ModelError(
                     f"rollback: no champion before the present one is remembered in {self.root}; "
                     "choose a version with `headrace models promote NAME@VERSION`"
                 )
             self.get(label, features, schema_hash)
-            self._write(pointers | {"champion": label})
+            self._point("rollback", "champion", label)
         return label
 
-    def _point(self, alias: str, label: str) -> None:
-        """Point one alias at a package; the lock is held."""
+    def _point(
+        self, action: str, alias: str, label: str | None, *, share: float | None = None, reason: str = ""
+    ) -> None:
+        """Point one alias at a package, or at nothing, and write that down; the lock is held."""
         pointers = self._pointers()
-        before = pointers.get("champion")
-        if alias == "champion" and before not in (None, label):
-            pointers[_PREVIOUS] = str(before)
-        self._write(pointers | {alias: label})
+        before = pointers.get(alias)
+        if before == label and (alias != "canary" or float(pointers[_SHARE]) == share):
+            return
+        last = int(pointers.get(_CHANGE, 0))
+        at = datetime.now(UTC).isoformat(timespec="milliseconds")
+        changes = [Change(last + 1, at, action, alias, label, before, share, reason)]
+        if alias == "champion":
+            for other in ("shadow", "canary"):
+                if pointers.get(other) == label:
+                    why = f"{label} is champion"
+                    changes.append(Change(last + 1 + len(changes), at, "clear", other, None, label, None, why))
+        for change in changes:
+            pointers.pop(change.alias, None)
+            if change.alias == "canary":
+                pointers.pop(_SHARE, None)
+            if change.model is not None:
+                pointers[change.alias] = change.model
+            if change.share is not None:
+                pointers[_SHARE] = repr(change.share)
+        self._append(changes, last)
+        self._write(pointers | {_CHANGE: str(changes[-1].change)})
+
+    def _append(self, changes: Sequence[Change], last: int) -> None:
+        """Add lines to history.jsonl behind change ``last``; the lock is held."""
+        path = self.root / "history.jsonl"
+        text = path.read_text("utf-8") if path.exists() else ""
+        kept = [change for change in self._written() if change.change <= last]
+        lines = "".join(json.dumps(asdict(change)) + "\n" for change in changes)
+        before = "".join(json.dumps(asdict(change)) + "\n" for change in kept)
+        if before == text:
+            with path.open("a", encoding="utf-8") as file:
+                _put(file, lines)
+        else:  # a writer died: what it left goes
+            self._replace(path, before + lines)
 
     def _write(self, pointers: dict[str, str]) -> None:
-        """Write aliases.json beside and rename; the lock is held."""
-        scratch = self.root / f".aliases.{os.getpid()}"
+        """Write aliases.json; the lock is held."""
+        self._replace(self.root / "aliases.json", json.dumps(pointers, indent=1, sort_keys=True))
+
+    def _replace(self, path: Path, text: str) -> None:
+        """Write the file beside and rename; the lock is held."""
+        scratch = self.root / f".{path.name}.{os.getpid()}"
         with scratch.open("w", encoding="utf-8") as file:
-            json.dump(pointers, file, indent=1, sort_keys=True)
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.replace(self.root / "aliases.json")
+            _put(file, text)
+        scratch.replace(path)
 
     def _labels(self) -> list[str]:
         """Every "name@version" there is a directory of."""
@@ -170,12 +298,19 @@ class Registry:
             yield
 
 
+def _put(file: TextIO, text: str) -> None:
+    """Write, to the disk."""
+    file.write(text)
+    file.flush()
+    os.fsync(file.fileno())
+
+
 def check_name(name: str) -> None:
     """ModelError when a package cannot have this name."""
-    if not _NAME.fullmatch(name) or name in ALIASES:
+    if not _NAME.fullmatch(name) or name in REFERENCES:
         raise ModelError(
             f"model name: {name!r} cannot be used; take lower case letters, digits and . _ - "
-            f"(at most 64, none of {', '.join(ALIASES)})"
+            f"(at most 64, none of {', '.join(REFERENCES)})"
         )
 
 

@@ -1,88 +1,82 @@
-"""The model that scores now: swapped as a whole, between two uses of `serving`."""
+"""The models that score now, and from which offset of each partition on: changed between two blocks."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-import numpy as np
-
-from features.block import FloatArray, IntArray
-from models.explain import Explainer, explainer_of
-from models.explain_policy import NO_REASONS, Reasons, ReasonsPolicy, strongest
+from features.block import FloatArray
+from models.explain_policy import NO_REASONS, ReasonsPolicy
+from models.lineup import Lineup
 from models.package import LoadedModel
+from models.serving import Serving, prepared
 
 __all__ = ["ModelSlot", "Serving"]
 
 
-@dataclass(frozen=True, slots=True)
-class Serving:
-    """One model, or none, with what explains its scores, if anything does."""
-
-    model: LoadedModel | None
-    explainer: Explainer | None
-    policy: ReasonsPolicy
-
-    @property
-    def label(self) -> str | None:
-        """ "name@version" of the model."""
-        return None if self.model is None else self.model.manifest.label
-
-    def score(self, x: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """(raw scores (n,), probabilities (n,)) of ``x`` (n, d); NaN without a model."""
-        if self.model is None:
-            return np.full(len(x), np.nan), np.full(len(x), np.nan)
-        return self.model.score(x)
-
-    def reasons(self, x: FloatArray, score: FloatArray, partitions: IntArray, offsets: IntArray) -> Reasons | None:
-        """Why the rows that the policy chooses have their scores, None where it chooses none of them.
-
-        ``x`` (n, d) and ``score`` (n,) as of `score`; ``partitions`` and ``offsets`` (n,): where in the log the rows'
-        events were.
-        """
-        if self.model is None or self.explainer is None:
-            return None
-        rows = self.policy.rows(score, partitions, offsets)
-        if len(rows) == 0:
-            return None
-        values = np.take(x[rows], self.model.column_index, axis=1)
-        contributions = self.explainer.contributions(values)
-        return strongest(self.model.manifest.features, rows, values, contributions, self.policy.most)
-
-
 class ModelSlot:
-    """Holds at most one loaded model. Who takes `serving` uses one model for as long as it keeps it."""
+    """Holds a lineup, and by partition those that are in force from given offsets on.
+
+    A block is scored by the lineups that `cuts` gave for it. What is put in is warm: nothing is loaded on the hot path.
+    Set on one thread, read on another.
+    """
 
     def __init__(self, model: LoadedModel | None = None, reasons: ReasonsPolicy = NO_REASONS) -> None:
-        self._policy = reasons
-        self._serving = self._prepared(model)
+        self.policy = reasons
+        self._lineup = Lineup(prepared(model, reasons))
+        self._scheduled: dict[int, tuple[tuple[int, Lineup], ...]] = {}
+
+    @property
+    def lineup(self) -> Lineup:
+        """What scores where nothing else is scheduled."""
+        return self._lineup
 
     @property
     def serving(self) -> Serving:
-        """The current model with its explainer."""
-        return self._serving
+        """The champion with its explainer."""
+        return self._lineup.champion
 
     @property
     def model(self) -> LoadedModel | None:
-        """The current model."""
-        return self._serving.model
+        """The champion."""
+        return self.serving.model
 
     @property
     def label(self) -> str | None:
-        """ "name@version" of the current model."""
-        return self._serving.label
+        """ "name@version" of the champion."""
+        return self.serving.label
 
     def replace(self, model: LoadedModel | None) -> LoadedModel | None:
-        """Put ``model`` in after warming it up; returns the one before, for a roll-back."""
-        before, self._serving = self._serving, self._prepared(model)
-        return before.model
+        """Put ``model`` in, alone, after warming it up; returns the champion before."""
+        before = self.model
+        self.install(Lineup(prepared(model, self.policy)))
+        return before
+
+    def install(self, lineup: Lineup) -> None:
+        """What scores from now on where nothing else is scheduled."""
+        self._lineup = lineup
+
+    def schedule(self, partition: int, lineups: Sequence[tuple[int, Lineup]]) -> None:
+        """``lineups`` of a partition, each from its offset on until the next one's, offsets rising; the first also
+        before its offset."""
+        self._scheduled[partition] = tuple(lineups)
+
+    def forget(self, partition: int) -> None:
+        """The partition is somebody else's."""
+        self._scheduled.pop(partition, None)
+
+    def cuts(self, partition: int, stop: int) -> list[tuple[int, Lineup]]:
+        """The lineups in force below ``stop``, each with the offset at which it ends, the last one with ``stop``."""
+        lineups = self._scheduled.get(partition)
+        if not lineups:
+            return [(stop, self._lineup)]
+        cuts: list[tuple[int, Lineup]] = []
+        for i, (_, lineup) in enumerate(lineups):
+            end = lineups[i + 1][0] if i + 1 < len(lineups) else stop
+            cuts.append((min(end, stop), lineup))
+            if end >= stop:
+                break
+        return cuts
 
     def score(self, x: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """(raw scores (n,), probabilities (n,)) of ``x`` (n, d); NaN where there is no model."""
-        return self._serving.score(x)
-
-    def _prepared(self, model: LoadedModel | None) -> Serving:
-        if model is None:
-            return Serving(None, None, self._policy)
-        model.predictor.warm()
-        explainer = None if self._policy.kind == "none" else explainer_of(model.model_text)
-        return Serving(model, explainer, self._policy)
+        """(raw scores (n,), probabilities (n,)) of ``x`` (n, d) by the champion; NaN where there is no model."""
+        return self.serving.score(x)
