@@ -27,7 +27,7 @@ from streams.latency import LatencyDigest
 from streams.log import TP, Log, LogConsumer, OutBatch, connect
 from streams.topics import FRAUD_SCORES, TRANSACTIONS, all_topics
 
-__all__ = ["RATES", "run"]
+__all__ = ["RATES", "Receiver", "paced", "run"]
 
 RATES = (100, 1_000, 10_000)
 _WARM_S = 3.0
@@ -50,7 +50,7 @@ class _FromEnd:
         """Nothing to give up."""
 
 
-class _Receiver(threading.Thread):
+class Receiver(threading.Thread):
     """Stamps each score's arrival."""
 
     def __init__(self, log: Log, arrivals: np.ndarray[Any, np.dtype[np.float64]]) -> None:
@@ -76,7 +76,7 @@ class _Receiver(threading.Thread):
         self._consumer.close()
 
 
-def _paced(log: Log, workload: Workload, first: int, n: int, rate: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+def paced(log: Log, workload: Workload, first: int, n: int, rate: int) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Sends transactions first..first+n at ``rate``; returns when each was to be sent."""
     producer = log.producer(config={"producer.linger.ms": 0})
     started = time.perf_counter() + 0.05
@@ -99,12 +99,12 @@ def _paced(log: Log, workload: Workload, first: int, n: int, rate: int) -> np.nd
 def _at_rate(log: Log, worker: Child, workload: Workload, first: int, rate: int, seconds: float) -> dict[str, Any]:
     warm, n = int(rate * _WARM_S), int(rate * (_WARM_S + seconds))
     arrivals = np.full(first + n, np.nan)
-    receiver = _Receiver(log, arrivals)
+    receiver = Receiver(log, arrivals)
     receiver.start()
     if not receiver.assigned.wait(30.0):
         raise BenchError("the consumer of the scores got no partitions within 30 s")
     cpu_s, started = cpu_seconds(worker.pid), time.monotonic()
-    planned = _paced(log, workload, first, n, rate)
+    planned = paced(log, workload, first, n, rate)
     cores = (cpu_seconds(worker.pid) - cpu_s) / (time.monotonic() - started)
     deadline = time.monotonic() + _LATE_S
     while receiver.count < n and time.monotonic() < deadline:

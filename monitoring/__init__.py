@@ -1,1 +1,1 @@
-"""Metrics and, later, drift monitoring: names, units and labels of everything that is counted."""
+"""The monitor: drift, performance and alarms that can be believed, in pure functions of the log; label joins."""

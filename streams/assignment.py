@@ -10,7 +10,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -52,6 +52,12 @@ class Partition:
 def split_batch(batch: RecordBatch, live_from: int, max_records: int, max_bytes: int) -> Iterator[RecordBatch]:
     """The batch in pieces: cut at ``live_from`` (a piece is replay as a whole or not at all) and at the bounds."""
     n = len(batch)
+    if 0 < n <= max_records and (batch.offsets[0] < live_from) == (batch.offsets[-1] < live_from):
+        size = sum(map(len, filter(None, batch.values)))
+        if size <= max_bytes:  # nearly always: nothing is to be looked at record by record
+            batch.replay, batch.nbytes = batch.offsets[0] < live_from, size
+            yield batch
+            return
     start = 0
     while start < n:
         replay = batch.offsets[start] < live_from
@@ -96,6 +102,10 @@ class Assignment:
         self.progress_at = time.monotonic()
         #: asked, with the lock held, whether the stages must hold still for another reason than a commit
         self.held: Callable[[], bool] = lambda: False
+        #: asked, with the lock held, whether these batches may begin
+        self.admits: Callable[[Sequence[RecordBatch]], bool] = lambda batches: True
+        #: partitions that were given up with nothing sent that is not committed, and up to which offset that is
+        self.settled: dict[TP, int] = {}
         self._batch_records, self._batch_bytes = batch_records, batch_bytes
         self._epoch = 0
         self._busy = 0
@@ -113,6 +123,9 @@ class Assignment:
                 self.progress_at = time.monotonic()
                 return None
             fresh = [batch for batch in batches if self.owns(batch.tp, batch.epoch)]
+            if not self.admits(fresh):
+                self.progress_at = time.monotonic()
+                return None
             for batch in fresh:
                 self.partitions[batch.tp].begun = 1
             self._busy += len(fresh)
@@ -182,6 +195,21 @@ class Assignment:
         with self.cond:
             return sum(len(batch) for p in self.partitions.values() for batch in p.in_flight)
 
+    def waiting_records(self, ends: Mapping[TP, int]) -> dict[str, int]:
+        """By topic, how many records are not done of those before ``ends``; what is only replayed is not counted."""
+        waiting: dict[str, int] = {}
+        with self.cond:
+            for tp, partition in self.partitions.items():
+                behind = ends.get(tp, 0) - max(partition.next_done, partition.live_from)
+                waiting[tp.topic] = waiting.get(tp.topic, 0) + max(0, behind)
+        return waiting
+
+    def oldest_sent_ms(self, topic: str) -> int | None:
+        """When the oldest record of the topic was sent that is in flight and not only replayed; None without one."""
+        with self.cond:
+            heads = [p.in_flight[0] for tp, p in self.partitions.items() if tp.topic == topic and p.in_flight]
+            return min((batch.timestamps[0] for batch in heads if not batch.replay), default=None)
+
     # -- called by the consumer thread --
 
     def add(self, tp: TP, live_from: int) -> int:
@@ -203,7 +231,10 @@ class Assignment:
         """These are no longer ours."""
         with self.cond:
             for tp in partitions:
-                self.partitions.pop(tp, None)
+                partition = self.partitions.pop(tp, None)
+                self.settled.pop(tp, None)
+                if partition is not None and not partition.in_flight and partition.next_done <= partition.committed:
+                    self.settled[tp] = partition.committed
             self.progress_at = time.monotonic()
             self.cond.notify_all()
 

@@ -34,7 +34,7 @@ __all__ = ["BootstrapError", "Built", "PartitionFigures", "Seam", "build", "find
 Seam = Literal["end", "earliest"]
 
 _CHUNK_ROWS = 65_536
-#: a member that died keeps its partitions for the session time-out, 45 s unless told otherwise
+#: a member that died keeps its partitions for the session time-out, 45 s for a static one unless told otherwise
 _JOIN_S = 60.0
 #: as the only member one is given all partitions at once
 _SHARED_S = 5.0
@@ -293,7 +293,7 @@ def install(
 
     1. Joins the group as its only member: nobody else commits meanwhile.
     2. Deletes checkpoints that are left of an earlier try: they are of another seam.
-    3. Writes a checkpoint of every task that has a state, at its seam.
+    3. Writes a checkpoint of every task that has a state, at its seam, and once more as what its log is verified from.
     4. Commits the seam. A checkpoint counts only below a commit, so a crash before leaves a group that has not begun:
        run it again.
 
@@ -307,7 +307,9 @@ def install(
         oldest_ms = _join(consumer, group, pipeline, seams)
         _forget(store, pipeline, stateful)
         for tp, task in stateful.items():
-            store.save(meta_of(group, tp, pipeline.state_of(tp.topic), task.next_offset), task.state())
+            meta, arrays = meta_of(group, tp, pipeline.state_of(tp.topic), task.next_offset), task.state()
+            store.save(meta, arrays)
+            store.save_seam(meta, arrays)
         try:
             _commit(consumer, group, seams)
         except CommitFailed as exc:
@@ -321,7 +323,9 @@ def install(
 def _forget(store: CheckpointStore, pipeline: FraudPipeline, tasks: Mapping[TP, Any]) -> None:
     for tp in tasks:
         of = pipeline.state_of(tp.topic)
-        store.prune(Series(of.stage, of.topic_id, tp.partition), keep=0)
+        series = Series(of.stage, of.topic_id, tp.partition)
+        store.prune(series, keep=0)
+        store.delete_seam(series)
 
 
 def _has_members(group: str) -> BootstrapError:

@@ -34,6 +34,7 @@ __all__ = ["CheckpointStore", "Series", "checkpoint_name"]
 logger = logging.getLogger("headrace.checkpoint")
 
 _ENDING = ".ckpt"
+_SEAM = f"seam{_ENDING}"
 #: digits of the largest offset, 2**63 - 1: names sort as offsets do
 _OFFSET_DIGITS = 19
 #: file systems take 255 bytes
@@ -102,6 +103,31 @@ class CheckpointStore:
         """Ends what was written to a draft: uploads it where the store is not a directory."""
         self._store.publish(draft)
 
+    def save_seam(self, meta: CheckpointMeta, arrays: Arrays) -> None:
+        """Writes the state that a series begins with, where no log has its history: it is never pruned."""
+        draft = self._store.draft(self._seam_name(Series(meta.stage, meta.topic_id, meta.partition)))
+        write_draft(draft, lambda file: write_checkpoint(file, meta, arrays))
+        self.publish(draft)
+
+    def seam(self, expected: Expected) -> Checkpoint | None:
+        """The state that the series begins with; None where it begins with its log. CheckpointError: not usable."""
+        name = self._seam_name(Series(expected.stage, expected.topic_id, expected.partition))
+        try:
+            with self._store.open(name) as file:
+                return read_checkpoint(file, self._shown(name), expected)
+        except NotStored:
+            return None
+
+    def delete_seam(self, series: Series) -> None:
+        """The series begins with its log again."""
+        self._store.delete(self._seam_name(series))
+
+    def _seam_name(self, series: Series) -> str:
+        return f"{_folder(self._group, series)}/{_SEAM}"
+
+    def _shown(self, name: str) -> str:
+        return f"{self.url.rstrip('/')}/{name}"
+
     def offsets(self, series: Series) -> list[int]:
         """Offsets of the checkpoints that are there, sound or not, rising."""
         folder = _folder(self._group, series)
@@ -133,7 +159,7 @@ class CheckpointStore:
         return None
 
     def _read(self, name: str, offset: int, expected: Expected) -> Checkpoint:
-        shown = f"{self.url.rstrip('/')}/{name}"
+        shown = self._shown(name)
         with self._store.open(name) as file:
             checkpoint = read_checkpoint(file, shown, expected)
         if checkpoint.meta.offset != offset:

@@ -9,24 +9,26 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any, Protocol
 
+import numpy as np
 import numpy.typing as npt
 
 from streams.checkpoint import CheckpointError, CheckpointMeta, Expected, SettingsChanged
 from streams.checkpoint_store import CheckpointStore, Series
 from streams.errors import FatalError
 from streams.hugepages import join_pages
+from streams.latency import LatencyDigest
 from streams.log import TP
 from streams.recovery import Assigned
 from streams.snapshot import Child, fork_write
 from streams.store import Draft, StoreError
 
-__all__ = ["CheckpointSettings", "Checkpoints", "StateOf", "Stateful", "meta_of"]
+__all__ = ["CheckpointSettings", "Checkpoints", "StateOf", "Stateful", "expected_of", "meta_of"]
 
 logger = logging.getLogger("headrace.checkpoints")
 
@@ -71,6 +73,18 @@ def meta_of(group: str, tp: TP, of: StateOf, offset: int) -> CheckpointMeta:
     )
 
 
+def expected_of(group: str, tp: TP, of: StateOf) -> Expected:
+    """What a checkpoint must say of itself to be used for this partition."""
+    return Expected(
+        group=group,
+        stage=of.stage,
+        topic=tp.topic,
+        topic_id=of.topic_id,
+        partition=tp.partition,
+        fingerprint=of.fingerprint,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class CheckpointSettings:
     """How often checkpoints are taken, how many are kept, and what a history with a gap means."""
@@ -106,9 +120,10 @@ class Checkpoints:
     group: str
     of: Callable[[str], StateOf]
     settings: CheckpointSettings = field(default_factory=CheckpointSettings)
-    #: written since the start, and the longest pause for one, in seconds
+    #: written since the start
     written: int = 0
-    pause_s: float = 0.0
+    #: how long each held up the event loop, and with it all stages
+    pauses: LatencyDigest = field(default_factory=LatencyDigest)
     _taken: dict[TP, _Taken] = field(default_factory=dict)
     #: offsets of the checkpoints that were loaded
     _found: dict[TP, int] = field(default_factory=dict)
@@ -132,14 +147,7 @@ class Checkpoints:
 
     def _restore(self, tp: TP, committed: int, task: Stateful) -> int:
         of = self.of(tp.topic)
-        expected = Expected(
-            group=self.group,
-            stage=of.stage,
-            topic=tp.topic,
-            topic_id=of.topic_id,
-            partition=tp.partition,
-            fingerprint=of.fingerprint,
-        )
+        expected = expected_of(self.group, tp, of)
         started = time.monotonic()
         try:
             found = self.store.newest(expected, committed)
@@ -170,17 +178,20 @@ class Checkpoints:
 
     # -- taking them --
 
-    def step(self, tasks: Mapping[TP, Stateful], committed: Callable[[TP], int]) -> None:
+    def step(
+        self, tasks: Mapping[TP, Stateful], committed: Callable[[TP], int], busy: Collection[TP] = frozenset()
+    ) -> None:
         """To be called often, between blocks: ends what was written, begins the next checkpoint that is due.
 
-        ``committed`` tells the committed offset of a partition: what is behind it may have to be kept for long.
+        ``committed`` tells the committed offset of a partition: what is behind it may have to be kept for long. Tasks
+        of ``busy`` partitions are in the middle of a block: their turn comes another time.
         """
         if self._writing is not None:
             self._end(self._writing, committed)
-        elif (tp := self._due(tasks)) is not None:
+        elif (tp := self._due(tasks, busy)) is not None:
             self._begin(tp, tasks[tp])
 
-    def _due(self, tasks: Mapping[TP, Stateful]) -> TP | None:
+    def _due(self, tasks: Mapping[TP, Stateful], busy: Collection[TP]) -> TP | None:
         """The partition whose checkpoint has been due for longest."""
         now = time.monotonic()
         for tp in [tp for tp in self._taken if tp not in tasks]:
@@ -188,11 +199,12 @@ class Checkpoints:
         due: list[tuple[float, TP]] = []
         for tp, task in tasks.items():
             taken = self._taken.setdefault(tp, _Taken(now, self._found.get(tp, 0)))
-            if task.next_offset > taken.offset and now - taken.at_s >= self.settings.interval_s:
+            if tp not in busy and task.next_offset > taken.offset and now - taken.at_s >= self.settings.interval_s:
                 due.append((taken.at_s, tp))
         return min(due)[1] if due else None
 
     def _begin(self, tp: TP, task: Stateful) -> None:
+        began = time.perf_counter()
         of = self.of(tp.topic)
         meta = meta_of(self.group, tp, of, task.next_offset)
         self._taken[tp] = _Taken(time.monotonic(), task.next_offset)
@@ -202,8 +214,8 @@ class Checkpoints:
         except (CheckpointError, StoreError) as exc:
             self._not_taken(tp, str(exc))
             return
-        self.pause_s = max(self.pause_s, child.fork_s)
         self._writing = _Writing(tp, Series(of.stage, of.topic_id, tp.partition), child, draft)
+        self.pauses.add(np.array([1000 * (time.perf_counter() - began)]))
 
     def _end(self, writing: _Writing, committed: Callable[[TP], int]) -> None:
         outcome = writing.child.poll()

@@ -15,9 +15,10 @@ import numpy.typing as npt
 from features.block import Block, Ids, IntArray
 from features.schema import Field
 from streams.quality import QualityCounters
+from streams.scan import Scanned
 from streams.verdict import INT64_MAX, INT64_MIN, why_bad
 
-__all__ = ["Findings", "fill_column", "known_ids", "present_column"]
+__all__ = ["Findings", "fill_column", "fill_plain", "known_ids", "present_column"]
 
 #: An id as text no longer than this many characters is within any bound of four times as many UTF-8 bytes.
 _UTF8_BYTES_PER_CHAR = 4
@@ -72,6 +73,37 @@ def fill_column(
     refused = _COLUMNS[spec.kind](block, spec, values, found)
     if known is not None:
         found.quality.add(spec.name, "unseen_category", _unseen(block, spec, known, refused))
+
+
+def fill_plain(block: Block, fields: Sequence[Field], scanned: Scanned, found: Findings) -> bool:
+    """Puts scanned values into the block, as `fill_column` does with values that are all good; False where one is out
+    of its field's range, which `fill_column` then has to judge."""
+    for spec, integers, numbers, present in zip(
+        fields, scanned.integers, scanned.numbers, scanned.present, strict=True
+    ):
+        column: npt.NDArray[Any] = numbers if spec.kind == "number" else integers
+        if not spec.required:
+            absent = len(present) - int(np.count_nonzero(present))
+            if spec.kind == "number" and absent:
+                column[~present] = np.nan
+            if spec.kind == "id":
+                block.columns[present_column(spec.name)] = present
+            elif absent and spec.kind != "number":
+                return False
+            found.quality.add(spec.name, "missing", absent)
+        if spec.kind == "id":
+            block.ids[spec.name] = Ids(ints=integers)
+            continue
+        low, high = spec.minimum, spec.maximum
+        # a NaN, which stands for an absent number, fails neither test
+        if (low is not None and (column < low).any()) or (high is not None and (column > high).any()):
+            return False
+        if spec.future_ms_max is not None and (
+            ((column > block.timestamps + spec.future_ms_max) & (block.timestamps >= 0)).any()
+        ):
+            return False
+        block.columns[spec.name] = column
+    return True
 
 
 # --- by kind: each fills the block and returns the rows that this field refused ---
@@ -138,6 +170,14 @@ def _integer_column(block: Block, spec: Field, values: list[Any], found: Finding
     return refused
 
 
+def _choice_column(block: Block, spec: Field, values: list[Any], found: Findings) -> set[int]:
+    """The place of each text among the field's categories, as int64."""
+    place = {text: i for i, text in enumerate(spec.categories or ())}
+    column = np.array([place.get(v, -1) if type(v) is str else -1 for v in values], np.int64)
+    block.columns[spec.name] = column
+    return set(found.reject(spec, values, np.flatnonzero(column < 0).tolist(), block.timestamps))
+
+
 def _number_column(block: Block, spec: Field, values: list[Any], found: Findings) -> set[int]:
     if not spec.required:
         values = [math.nan if v is None else v for v in values]
@@ -183,4 +223,5 @@ _COLUMNS: dict[str, Callable[[Block, Field, list[Any], Findings], set[int]]] = {
     "time_ms": _integer_column,
     "number": _number_column,
     "flag": _integer_column,
+    "choice": _choice_column,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import tomllib
@@ -15,6 +16,7 @@ from models.errors import ModelError
 from models.explain_policy import ReasonsPolicy
 from streams.errors import ConfigError
 from streams.kafka_jars import home_dir
+from streams.shedding import SheddingPolicy
 
 __all__ = ["Settings", "load_settings"]
 
@@ -29,7 +31,7 @@ def _setting(
     choices: tuple[str, ...] = (),
     check: Callable[[str], object] | None = None,
 ) -> Any:
-    """``check`` raises a ModelError that says what is wrong with the value."""
+    """``check`` raises a ModelError or ConfigError that says what is wrong with the value."""
     meta = {"help": help_text, "minimum": minimum, "choices": choices, "check": check}
     return field(default=default, metadata=meta)
 
@@ -76,7 +78,36 @@ class Settings:
     missing_history: str = _setting(
         "fail", "where records that a state needs are gone: end, or go on without them", choices=("fail", "degrade")
     )
+    lag_said_ms: int = _setting(10_000, "a stage that is behind by so much says so in the log, once", 100)
+    shed: str = _setting(
+        "none",
+        "what is not scored when the worker has fallen behind: none; older:SECONDS, what would be scored so long after "
+        "it was sent; older:SECONDS,below:AMOUNT, of that only smaller amounts. Features stay exact",
+        check=SheddingPolicy.parse,
+    )
     log_features: bool = _setting(True, "write the feature vector into each score record")
+    monitor: bool = _setting(False, "fraud: send what is scored, and labels, to the monitor pipeline as well")
+    label_horizon_ms: int = _setting(
+        2_592_000_000, "monitor: how long after an event its label may be known, and is waited for", 1
+    )
+    label_negatives: str = _setting(
+        "labels",
+        "monitor: horizon, where labels name frauds only: what has none by then is legitimate",
+        choices=("labels", "horizon"),
+    )
+    label_conflicts: str = _setting(
+        "first",
+        "monitor: which of several labels of a transaction counts; the last is known at the horizon",
+        choices=("first", "last"),
+    )
+    label_mature_ms: int = _setting(
+        604_800_000, "monitor: how long after an event its label is taken for final, where performance is watched", 1
+    )
+    alert_threshold: float = _setting(0.5, "monitor: scores at or above it are acted on, by whom they are sent to", 0)
+    false_alarms: float = _setting(1.0, "monitor: alerts in 30 days that may be raised where nothing has changed", 0)
+    join_rows_max: int = _setting(
+        1_000_000, "monitor: transactions remembered in each partition, and as many labels without, at most", 1
+    )
     reasons: str = _setting(
         "above:0.5",
         "scores that are explained: all, none, above:THRESHOLD, or sample:RATE (by the event's place in the log)",
@@ -84,6 +115,23 @@ class Settings:
     )
     reasons_max: int = _setting(5, "reasons given for a score at most, the largest; 0: one for each feature", 0)
     log_level: str = _setting("INFO", "DEBUG, INFO, WARNING or ERROR", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
+    models_poll_ms: int = _setting(1000, "time between two looks at the registry", 10)
+    canary_error_rate_max: float = _setting(0.01, "a canary of whose rows a larger share fails ends", 0)
+    canary_latency_ratio_max: float = _setting(
+        3.0, "a canary that takes so many times as long as the champion for the same rows ends", 1
+    )
+    list_length: int = _setting(20, "recommend: items in a list", 1)
+    list_candidates: int = _setting(100, "recommend: items that are ranked for a list", 1)
+    list_category_max: int = _setting(0, "recommend: items of one category in a list at most; 0: no bound", 0)
+    exclude_bought: bool = _setting(True, "recommend: leave out what the user has bought, as far as that is remembered")
+    explore: float = _setting(
+        0.0, "recommend: share of lists in which one item is drawn from all, chosen by the event's place in the log", 0
+    )
+    explore_seed: int = _setting(1, "recommend: of what is explored", 0)
+    publish_ms: int = _setting(60_000, "recommend: event time between two publications of changed items", 1)
+    view_wait_ms: int = _setting(
+        10_000, "recommend: how long a worker that starts waits for the items to be read, then it serves anyway", 0
+    )
     kafka: Mapping[str, Any] = field(default_factory=dict, metadata={"help": "librdkafka settings, passed through"})
 
     def log_url(self) -> str:
@@ -99,6 +147,10 @@ class Settings:
     def reasons_policy(self) -> ReasonsPolicy:
         """Which scores are explained, and by how many reasons."""
         return ReasonsPolicy.parse(self.reasons, self.reasons_max)
+
+    def shedding(self) -> SheddingPolicy | None:
+        """What is not scored under overload; None: everything is."""
+        return SheddingPolicy.parse(self.shed)
 
     def kafka_config(self) -> dict[str, Any]:
         """The librdkafka settings, flat, with the poll interval that the watchdog follows."""
@@ -144,10 +196,14 @@ def _secret(key: str, value: Any) -> Any:
 
 
 def load_settings(
-    path: Path | None = None, environment: Mapping[str, str] | None = None, overrides: Mapping[str, Any] | None = None
+    path: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    defaults: Mapping[str, Any] | None = None,
 ) -> Settings:
-    """Defaults, then the file, then the environment, then ``overrides`` (None values are ignored)."""
-    values: dict[str, Any] = {}
+    """``defaults`` over the settings' own, then the file, then the environment, then ``overrides`` (None values are
+    ignored)."""
+    values: dict[str, Any] = dict(defaults or {})
     if path is not None:
         values.update(_read_file(path))
     env = os.environ if environment is None else environment
@@ -185,6 +241,13 @@ def _checked(spec: Any, given: Any) -> Any:
                 value = None
         if value is None:
             raise ConfigError(f"setting {name}: {given!r} is not a whole number; {spec.metadata['help']}")
+    elif kind == "float":
+        try:
+            value = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else math.nan
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            raise ConfigError(f"setting {name}: {given!r} is not a number; {spec.metadata['help']}")
     elif kind == "bool" and not isinstance(value, bool):
         if str(value).lower() not in ("true", "false", "1", "0"):
             raise ConfigError(f"setting {name}: {value!r} is neither true nor false; {spec.metadata['help']}")
@@ -196,7 +259,7 @@ def _checked(spec: Any, given: Any) -> Any:
     if (check := spec.metadata.get("check")) is not None:
         try:
             check(value)
-        except ModelError as exc:
+        except (ModelError, ConfigError) as exc:
             raise ConfigError(f"setting {name}: {exc}") from exc
     minimum, choices = spec.metadata.get("minimum"), spec.metadata.get("choices") or ()
     if minimum is not None and value < minimum:

@@ -21,7 +21,8 @@ from streams.dead_letters import RETRY_OF, Letter, log_ends, read_now
 from streams.errors import ConfigError, FatalError, HeadraceError
 from streams.log import TP, DeliveryFailed, Headers, Log, LogUnavailable, MustAbort, OutBatch, TopicInfo
 from streams.partitioner import partition_of_key
-from streams.topics import BY_TERMINAL
+from streams.stage import SCORE
+from streams.topics import BY_ITEM, BY_TERMINAL, BY_TRANSACTION
 
 __all__ = ["MARKS", "Mark", "Mended", "Outcome", "Retrier", "read_marks", "refusal"]
 
@@ -70,10 +71,15 @@ class _Retry:
 
 def refusal(letter: Letter) -> str | None:
     """Why such a letter cannot be retried at all; None where it can."""
-    if letter.source.topic == BY_TERMINAL:
+    if letter.source.topic in (BY_TERMINAL, BY_TRANSACTION, BY_ITEM):
         return (
             f"{letter.name} is rows between two stages: what came after it has passed, so it would not be taken any "
             "more; rebuild the stage in a new --group from the transactions"
+        )
+    if letter.stage == SCORE:
+        return (
+            f"{letter.name} is in the windows, only its score is missing: sent again it would be dropped as a repeated "
+            "transaction; once the defect is mended, score it with `headrace score` from a file"
         )
     return None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import os
 import signal
@@ -14,11 +15,14 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from streams.config import Settings, load_settings
 
-__all__ = ["Child", "DemoWorker", "Job", "WorkerProcess", "WorkerThread"]
+if TYPE_CHECKING:
+    from streams.worker import Worker
+
+__all__ = ["Child", "DemoWorker", "Job", "WorkerProcess", "WorkerThread", "child_command"]
 
 _T = TypeVar("_T")
 #: more than a worker or a broker needs to end
@@ -32,6 +36,12 @@ if os.getppid() != int(sys.argv.pop(1)):
     sys.exit(1)
 sys.exit(importlib.import_module(sys.argv.pop(1)).main())
 """
+
+
+def child_command(module: str, words: Sequence[str]) -> list[str]:
+    """Runs ``main()`` of one of our modules in a process that ends with this one. To be started from the main thread:
+    the death signal comes when the *thread* that forked ends."""
+    return [sys.executable, "-c", _START, str(os.getpid()), module, *words]
 
 
 class Job(threading.Thread, Generic[_T]):
@@ -70,7 +80,7 @@ class Child:
         self._lines: deque[str] = deque(maxlen=100)
         with self.log_file.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _START, str(os.getpid()), module, *words],
+                child_command(module, words),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -160,8 +170,8 @@ class DemoWorker(Protocol):
 class WorkerProcess:
     """The real thing: ``headrace run --json``."""
 
-    def __init__(self, config: Path, folder: Path) -> None:
-        words = ["run", "--pipeline", "fraud", "--json", "--config", str(config)]
+    def __init__(self, config: Path, folder: Path, pipeline: str = "fraud") -> None:
+        words = ["run", "--pipeline", pipeline, "--json", "--config", str(config)]
         words += ["--bootstrap", load_settings(config, {}).bootstrap]
         self.child = Child("worker", "streams.cli.main", words, folder)
         self.where = f"headrace run, process {self.child.pid}"
@@ -187,9 +197,10 @@ class WorkerProcess:
 class WorkerThread:
     """The same worker in this process, as the log is."""
 
-    def __init__(self, config: Path) -> None:
-        from streams.fraud_worker import make_worker
+    def __init__(self, config: Path, pipeline: str = "fraud") -> None:
+        from streams.cli.run import PIPELINES
 
+        make_worker: Callable[..., tuple[Worker, Any]] = importlib.import_module(PIPELINES[pipeline]).make_worker
         self._ready = threading.Event()
         self._worker, self._pipeline = make_worker(load_settings(config, {}), on_ready=self._ready.set)
         self._code: int | None = None
@@ -221,4 +232,5 @@ class WorkerThread:
         return 1 if self._code is None else self._code
 
     def figures(self) -> Mapping[str, int]:
-        return self._pipeline.figures()
+        figures: Mapping[str, int] = self._pipeline.figures()
+        return figures

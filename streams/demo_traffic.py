@@ -5,17 +5,32 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol, TypeVar
 
 from streams.log import LogProducer, OutBatch
-from streams.simulator_stream import Chunk
 
-__all__ = ["send", "send_paced"]
+__all__ = ["Paced", "send", "send_paced"]
 
 logger = logging.getLogger("headrace.simulate")
 
 _CAUGHT_UP_S = 1.0
 _PATIENCE_S = 5.0
+
+
+class Paced(Protocol):
+    """Records to send once ``due_s`` seconds have gone since the start, not before ``send_time`` (ms)."""
+
+    @property
+    def due_s(self) -> float: ...
+
+    @property
+    def send_time(self) -> int: ...
+
+    def batches(self) -> Sequence[OutBatch]: ...
+
+
+_C = TypeVar("_C", bound=Paced)
 
 
 def send(producer: LogProducer, batches: Iterable[OutBatch], stop: threading.Event) -> None:
@@ -31,11 +46,11 @@ def send(producer: LogProducer, batches: Iterable[OutBatch], stop: threading.Eve
 
 def send_paced(
     producer: LogProducer,
-    chunks: Iterable[Chunk],
+    chunks: Iterable[_C],
     stop: threading.Event,
     *,
     seconds: float | None = None,
-    sending: Callable[[Chunk], None] = lambda chunk: None,
+    sending: Callable[[_C], None] = lambda chunk: None,
 ) -> None:
     """Sends each chunk when it is due, for ``seconds`` or until ``stop`` is set or the chunks end.
 

@@ -356,7 +356,7 @@ class ScoreEncoder:
         *,
         features: FloatArray | None,
         late: BoolArray,
-        model: str | None = None,
+        model: str | Sequence[bytes] | None = None,
         score: FloatArray | None = None,
         raw: FloatArray | None = None,
         reasons: Sequence[bytes] | None = None,
@@ -364,7 +364,8 @@ class ScoreEncoder:
         """One value per row of ``block``.
 
         ``features`` (n, d) float64 in the order of ``feature_names``, ignored when logging is off; ``late`` (n,);
-        ``score`` and ``raw`` (n,) float64, None without a model (null); ``reasons`` a JSON array's text per row.
+        ``score`` and ``raw`` (n,) float64, None without a model (null); ``model`` is one for all rows, or a JSON text
+        per row; ``reasons`` a JSON array's text per row.
         """
         n = len(block)
         extra: Sequence[bytes] | bytes = b"{}"
@@ -376,7 +377,7 @@ class ScoreEncoder:
             "amount": block.columns["amount"],
             "score": np.full(n, np.nan) if score is None else score,
             "raw": np.full(n, np.nan) if raw is None else raw,
-            "model": b"null" if model is None else orjson.dumps(model),
+            "model": orjson.dumps(model) if model is None or isinstance(model, str) else model,
             "late": late,
             "reasons": b"[]" if reasons is None else reasons,
             "features": b"null" if self.feature_names is None else features,

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from features.declare import FeatureSet
 from features.fraud import DEFAULT, SETS, set_of
+from models.lineup import CanaryBounds
 from models.package import read_manifest
 from models.registry import Registry
 from models.slot import ModelSlot
-from streams.checkpoint_store import CheckpointStore
-from streams.checkpoints import CheckpointSettings
 from streams.config import Settings
 from streams.log import connect
+from streams.model_shelf import ModelShelf
+from streams.model_watch import ModelWatch
 from streams.pipelines.fraud import FraudPipeline
 from streams.pipelines.fraud_stages import StageSettings
-from streams.reader import ReaderSettings
-from streams.store import open_store
+from streams.shedding import Shedder
+from streams.topics import BY_TERMINAL
 from streams.worker import Worker
-from streams.worker_name import claim_name
+from streams.worker_of import worker_of
 
 __all__ = ["feature_set", "make_pipeline", "make_worker", "stage_settings"]
 
@@ -45,12 +47,14 @@ def stage_settings(settings: Settings) -> StageSettings:
     )
 
 
-def make_pipeline(settings: Settings) -> FraudPipeline:
-    """The pipeline with the registry's champion, or without a model where no registry is named."""
-    slot, stages = ModelSlot(reasons=settings.reasons_policy()), stage_settings(settings)
-    if settings.models:
-        features = stages.features
-        slot.replace(Registry(settings.models).get("champion", features.names, features.schema_hash))
+def make_pipeline(settings: Settings, slot: ModelSlot | None = None) -> FraudPipeline:
+    """The pipeline with this slot; else with the registry's champion, or without a model where no registry is named."""
+    stages = stage_settings(settings)
+    if slot is None:
+        slot = ModelSlot(reasons=settings.reasons_policy())
+        if settings.models:
+            features = stages.features
+            slot.replace(Registry(settings.models).get("champion", features.names, features.schema_hash))
     return FraudPipeline(
         stages,
         slot,
@@ -59,33 +63,29 @@ def make_pipeline(settings: Settings) -> FraudPipeline:
         log_features=settings.log_features,
         watermark_delay_ms=settings.watermark_delay_ms,
         first_wait_s=settings.first_wait_ms / 1000,
+        monitor=settings.monitor,
     )
 
 
 def make_worker(settings: Settings, on_ready: Callable[[], None] = lambda: None) -> tuple[Worker, FraudPipeline]:
     """A worker for these settings, not yet running, and its pipeline."""
-    pipeline = make_pipeline(settings)
-    reader = ReaderSettings(
-        commit_interval_s=settings.commit_interval_ms / 1000,
-        gather_s=settings.gather_ms / 1000,
-        batch_records=settings.batch_records,
-        stall_s=settings.max_poll_interval_ms / 1000,
-    )
+    slot = ModelSlot(reasons=settings.reasons_policy())
+    gate = _watch(settings, slot) if settings.models else None
+    pipeline = make_pipeline(settings, slot)
     log = connect(settings.log_url(), settings.kafka_config())
-    name = None
-    if settings.delivery == "exactly_once":
-        name = settings.transactional_id or claim_name(log.url, settings.group)
-    url = settings.checkpoint_url()
-    worker = Worker(
-        log,
-        pipeline,
-        settings.group,
-        settings=reader,
-        checkpoints=None if url is None else CheckpointStore(open_store(url), settings.group),
-        checkpoint_settings=CheckpointSettings(
-            settings.checkpoint_interval_ms / 1000, settings.checkpoints_kept, settings.missing_history == "degrade"
-        ),
-        transactional_id=name,
-        on_ready=on_ready,
-    )
+    worker = worker_of(Worker, log, pipeline, settings, on_ready)
+    worker.gate = gate
+    worker.replays_apart = True
+    shedding = settings.shedding()
+    if shedding is not None:
+        pipeline.shedder = Shedder(shedding, partial(worker.oldest_sent_ms, BY_TERMINAL))
     return worker, pipeline
+
+
+def _watch(settings: Settings, slot: ModelSlot) -> ModelWatch:
+    """What keeps the slot as the registry wants it; the champion is in it already."""
+    features = feature_set(settings)
+    bounds = CanaryBounds(settings.canary_error_rate_max, settings.canary_latency_ratio_max)
+    registry = Registry(settings.models)
+    shelf = ModelShelf(registry, features.names, features.schema_hash, settings.reasons_policy(), bounds)
+    return ModelWatch(shelf, slot, BY_TERMINAL, settings.models_poll_ms / 1000)

@@ -40,6 +40,9 @@ _CONSUMER_DEFAULTS: dict[str, Any] = {
     # a commit inside a rebalance callback may wait this long for a coordinator that went away
     "socket.timeout.ms": 10_000,
 }
+#: So long the partitions of a worker that was killed rest (librdkafka: 45 s). A static member keeps the long time: it
+#: comes back itself.
+_SESSION_MS = 10_000
 #: a partition that was just assigned cannot be positioned before reading has begun
 _NOT_YET = {KafkaError._STATE, KafkaError._PREV_IN_PROGRESS, KafkaError._OUTDATED}
 _MOVED_ON = {
@@ -62,6 +65,8 @@ class KafkaConsumer:
         self._closed = False
         defaults = {**_CONSUMER_DEFAULTS, "group.id": group}
         settings = client_settings(config, defaults, "consumer", watch)
+        if not settings.get("group.instance.id"):
+            settings.setdefault("session.timeout.ms", _SESSION_MS)
         self._settings = {**settings, "on_commit": self._on_commit, "error_cb": self._on_error}
         try:
             self._consumer = Consumer(self._settings, logger=logger)

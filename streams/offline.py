@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from features.block import Block, BoolArray, FloatArray, Ids, IntArray
-from features.schema import TRANSACTION_LABELS, TRANSACTIONS, EventSchema, Field
+from features.schema import INTERACTIONS, TRANSACTION_LABELS, TRANSACTIONS, EventSchema, Field
 from streams.codec import Dead, Decoder, present_column
 from streams.errors import ConfigError
 from streams.files import file_kind, read_values
@@ -30,6 +30,7 @@ __all__ = [
     "feature_matrix",
     "fraud_rows",
     "read_events",
+    "read_interactions",
     "read_labels",
     "time_order",
 ]
@@ -201,6 +202,11 @@ def read_events(path: Path, rejected: list[Dead] | None = None, *, keep_extra: b
 def read_labels(path: Path, rejected: list[Dead] | None = None) -> Block:
     """The labels of a file, as `read_events`."""
     return _read(path, TRANSACTION_LABELS, rejected, False)
+
+
+def read_interactions(path: Path, rejected: list[Dead] | None = None) -> Block:
+    """The interactions of a file, as `read_events`."""
+    return _read(path, INTERACTIONS, rejected, False)
 
 
 def _read(path: Path, schema: EventSchema, rejected: list[Dead] | None, keep_extra: bool) -> Block:

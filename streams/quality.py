@@ -15,14 +15,24 @@ counts once, but one that was trimmed and then is an unseen category counts as b
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
-__all__ = ["RECORD", "Finding", "QualityCounters"]
+__all__ = ["RECORD", "Finding", "QualityCounters", "in_words"]
 
 Finding = Literal["missing", "out_of_range", "clipped", "trimmed", "unseen_category", "wrong_type", "unreadable"]
 
 #: The field name under which findings about whole records are counted.
 RECORD = ""
+
+
+def in_words(found: Mapping[str, Mapping[str, int]]) -> str:
+    """What `QualityCounters.to_dict` gives as one line for a log; "nothing found" when there is nothing."""
+    parts = []
+    for name, findings in found.items():
+        words = ", ".join(f"{n} {finding.replace('_', ' ')}" for finding, n in findings.items())
+        parts.append(f"{name}: {words}" if name else words)
+    return "; ".join(parts) or "nothing found"
 
 
 class QualityCounters:
@@ -48,11 +58,7 @@ class QualityCounters:
 
     def __str__(self) -> str:
         """One line for a log; "nothing found" when there is nothing."""
-        parts = []
-        for name, findings in self.to_dict().items():
-            words = ", ".join(f"{n} {finding.replace('_', ' ')}" for finding, n in findings.items())
-            parts.append(f"{name}: {words}" if name else words)
-        return "; ".join(parts) or "nothing found"
+        return in_words(self.to_dict())
 
     def add(self, field: str, finding: Finding, n: int = 1) -> None:
         """Counts ``n`` more; 0 leaves no trace."""

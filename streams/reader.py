@@ -17,6 +17,7 @@ from typing import Protocol
 from streams.assignment import Assignment
 from streams.commit import Committer
 from streams.errors import FatalError, HeadraceError
+from streams.lag import LagWatch
 from streams.log import TP, LogConsumer, LogUnavailable, RecordBatch, TransactionalProducer
 from streams.recovery import Assigned, Loader, Progress
 
@@ -55,6 +56,8 @@ class ReaderSettings:
     revoke_s: float = 5.0
     #: how long a leaving worker may take to finish what it has taken
     drain_s: float = 8.0
+    #: a stage that is behind its log by so much says so, once
+    lag_said_s: float = 10.0
 
 
 class ReaderHost(Protocol):
@@ -125,7 +128,8 @@ class BlockReader(threading.Thread):
         #: when the broker was asked where logs end, and its answer
         self._ends_asked: tuple[float, Callable[[], dict[TP, int] | None]] | None = None
         self._loader = Loader(host.recover)
-        self._progress = Progress()
+        self.progress = Progress()
+        self.lag = LagWatch(self.assignment, settings.lag_said_s)
         #: CPU seconds of this thread so far: polls, commits and what is between
         self.cpu_s = 0.0
 
@@ -186,10 +190,13 @@ class BlockReader(threading.Thread):
         wait_s = min(longest_s, max(_POLL_MIN_S, self.committer.due_in_s()))
         batches = consumer.poll(wait_s, self._settings.batch_records)
         if batches:
+            # of a backlog there is nothing to gather: a full poll is followed by the next one
+            full = sum(map(len, batches)) >= self._settings.batch_records
             self._host.deliver(self.assignment.accept(batches))
-            self._accepted_at = time.monotonic()
+            self._accepted_at = 0.0 if full else time.monotonic()
         self._note_ends(consumer)
         self._note_recovered(consumer)
+        self.lag.look(consumer)
         self._commit_when_due()
         self._watch_for_stall()
         self.cpu_s = time.thread_time()
@@ -216,6 +223,7 @@ class BlockReader(threading.Thread):
         if all(self._partitions[tp].sought for tp, _ in there):
             for tp, start in there:
                 self.assignment.loaded(tp, start)
+                self.progress.loaded(tp, max(0, self._partitions[tp].live_from - start))
         return bool(loading)
 
     def _make_room(self, consumer: LogConsumer) -> None:
@@ -304,7 +312,7 @@ class BlockReader(threading.Thread):
                 position = consumer.position(tp)
                 if position is not None and position >= partition.live_from:
                     partition.recovering = False
-        self._progress.note(sum(max(0, p.live_from - p.next_done) for _, p in recovering if p.recovering))
+        self.progress.note(sum(max(0, p.live_from - p.next_done) for _, p in recovering if p.recovering))
         if self._was_ready:
             return
         if self._assigned_at is None or any(p.recovering for p in self._partitions.values()):
@@ -312,6 +320,7 @@ class BlockReader(threading.Thread):
         # a new member is first given nothing, until others have revoked what it will get; a spare one gets nothing ever
         if self._partitions or time.monotonic() - self._assigned_at > self._settings.revoke_s:
             self._was_ready = True
+            self.progress.ready()
             self._host.ready()
 
     def _watch_for_stall(self) -> None:
@@ -367,6 +376,7 @@ class BlockReader(threading.Thread):
             starts[tp] = live_from = self._live_from(tp, committed[tp], earliest, end)
             assigned.append(Assigned(tp, self.assignment.add(tp, live_from), committed[tp], earliest))
         if partitions:
+            self.progress.assigned()
             self._loader.load(assigned)
             logger.info("assigned %s", ", ".join(f"{tp.topic}/{tp.partition}" for tp in partitions))
         self._assigned_at = time.monotonic()

@@ -6,8 +6,9 @@ import logging
 import queue
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from streams.errors import FatalError, HeadraceError
 from streams.log import TP
@@ -73,11 +74,42 @@ class Loader:
 
 
 class Progress:
-    """Says in the log how far a long replay is."""
+    """Says in the log how far a long replay is, and keeps what a worker's first recovery took."""
 
     def __init__(self) -> None:
         self._began: tuple[float, int] | None = None
         self._said_at = 0.0
+        self._assigned_at: float | None = None
+        self._loaded_at = 0.0
+        self._ready_at: float | None = None
+        self._replayed: Counter[str] = Counter()
+
+    def assigned(self) -> None:
+        """The group gave partitions."""
+        if self._assigned_at is None:
+            self._assigned_at = time.monotonic()
+
+    def loaded(self, tp: TP, records: int) -> None:
+        """The partition's state is there; so many offsets are left to be replayed."""
+        if self._ready_at is None:
+            self._loaded_at = time.monotonic()
+            self._replayed[tp.topic] += records
+
+    def ready(self) -> None:
+        """Every state is whole."""
+        self._ready_at = time.monotonic()
+
+    def figures(self) -> dict[str, Any]:
+        """Of the recovery that ended with `ready`: seconds from the assignment until all states were loaded, from then
+        on, in all, and by topic how many offsets were replayed; empty before it."""
+        if self._ready_at is None or self._assigned_at is None or not self._replayed:
+            return {}
+        return {
+            "load_s": round(self._loaded_at - self._assigned_at, 3),
+            "replay_s": round(self._ready_at - self._loaded_at, 3),
+            "ready_s": round(self._ready_at - self._assigned_at, 3),
+            "replayed": dict(self._replayed),
+        }
 
     def note(self, left: int) -> None:
         """``left`` records are to be replayed before every partition's state is whole; to be called often."""

@@ -19,14 +19,23 @@ class ReplayError(HeadraceError):
     """A log that cannot be read up to where it was said to go."""
 
 
-class _FromEarliest:
-    def __init__(self, consumer: LogConsumer) -> None:
+class _From:
+    """Begins each partition at its start, or where its records begin if those are gone."""
+
+    def __init__(self, consumer: LogConsumer, starts: Mapping[TP, int]) -> None:
         self._consumer = consumer
-        self.starts: dict[TP, int] = {}
+        self._starts = starts
+        #: partitions whose first records are gone
+        self.gone: set[TP] = set()
 
     def on_assign(self, partitions: list[TP]) -> Mapping[TP, int | None]:
-        self.starts.update({tp: self._consumer.offset_range(tp)[0] for tp in partitions})
-        return {tp: self.starts[tp] for tp in partitions}
+        begins: dict[TP, int | None] = {}
+        for tp in partitions:
+            earliest, start = self._consumer.offset_range(tp)[0], self._starts.get(tp, 0)
+            begins[tp] = max(earliest, start)
+            if earliest > start:
+                self.gone.add(tp)
+        return begins
 
     def on_revoke(self, partitions: list[TP]) -> None:
         """Nothing to give up."""
@@ -35,18 +44,22 @@ class _FromEarliest:
         """Nothing to give up."""
 
 
-def read_up_to(log: Log, stops: Mapping[TP, int], *, from_start: bool = True) -> Iterator[RecordBatch]:
-    """The records of one topic's partitions from the earliest to those before ``stops``, each partition's in order.
+def read_up_to(
+    log: Log, stops: Mapping[TP, int], *, starts: Mapping[TP, int] | None = None, from_start: bool = True
+) -> Iterator[RecordBatch]:
+    """The records of one topic's partitions from ``starts``, else the earliest, to those before ``stops``, each
+    partition's in order.
 
     ReplayError: nothing comes for a minute though there must be more; or, with ``from_start``, records at the beginning
     are gone.
     """
-    left = {tp: stop for tp, stop in stops.items() if stop > 0}
+    starts = starts or {}
+    left = {tp: stop for tp, stop in stops.items() if stop > starts.get(tp, 0)}
     if not left:
         return
     [topic] = {tp.topic for tp in left}
     consumer = log.consumer(f"headrace-replay-{uuid.uuid4().hex}")
-    listener = _FromEarliest(consumer)
+    listener = _From(consumer, starts)
     try:
         consumer.subscribe([topic], listener)
         heard = time.monotonic()
@@ -54,7 +67,7 @@ def read_up_to(log: Log, stops: Mapping[TP, int], *, from_start: bool = True) ->
             batches = consumer.poll(0.1, _RECORDS_MAX)
             if batches or not consumer.assignment():
                 heard = time.monotonic()
-            if from_start and any(start > 0 for tp, start in listener.starts.items() if tp in stops):
+            if from_start and listener.gone & stops.keys():
                 raise ReplayError(
                     f"{topic}: its first records are gone (retention), so its stage cannot be replayed from the start; "
                     "verify a group whose topics still hold everything, or keep them longer (retention.ms)"

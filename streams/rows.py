@@ -130,11 +130,13 @@ class Rows:
 
     def take(self, index: IntArray | BoolArray) -> Rows:
         """The rows at ``index`` (positions or a mask)."""
+        positions = np.flatnonzero(index) if index.dtype == np.bool_ else index
         texts = self.texts
         if texts:
-            positions = np.flatnonzero(index) if index.dtype == np.bool_ else index
-            texts = [[text[i] for i in positions] for text in texts]
-        return Rows(self.layout, self.words[:, index], texts)
+            where = positions.tolist()
+            texts = [[text[i] for i in where] for text in texts]
+        # a third of the time that `words[:, positions]` takes
+        return Rows(self.layout, np.take(self.words, positions, axis=1), texts)
 
     def part(self, start: int, stop: int) -> Rows:
         """The rows from ``start`` up to ``stop``, sharing memory."""
@@ -142,13 +144,22 @@ class Rows:
 
     @staticmethod
     def concat(parts: Sequence[Rows]) -> Rows:
-        """The rows of all parts, in order, in memory of their own; they have the same columns."""
+        """The rows of all parts, in order, in memory of their own; they have the same columns, save that a bool column
+        may be in some of them only and is False in the others."""
         layout = parts[0].layout
         if any(part.layout != layout for part in parts):
-            return Rows.of(Block.concat([part.block("", 0, 0) for part in parts]))
+            return Rows.of(Block.concat(_with_all_flags([part.block("", 0, 0) for part in parts])))
         words = np.concatenate([part.words for part in parts], axis=1)
         texts = [[value for part in parts for value in part.texts[i]] for i in range(len(layout.texts))]
         return Rows(layout, words, texts)
+
+
+def _with_all_flags(blocks: list[Block]) -> list[Block]:
+    flags = {name: None for block in blocks for name, column in block.columns.items() if column.dtype == np.bool_}
+    for block in blocks:
+        for name in flags:
+            block.columns.setdefault(name, np.zeros(len(block), np.bool_))
+    return blocks
 
 
 #: what a message without rows holds

@@ -7,14 +7,21 @@ from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from threading import Lock
+from typing import Any
 
+import orjson
+
+from features.block import BoolArray, IntArray
 from streams.codec import Dead
 from streams.log import OutBatch, RecordBatch
-from streams.topics import DEAD_LETTERS
+from streams.topics import DEAD_LETTERS, LATE_EVENTS
 
-__all__ = ["Meters", "dead_letters", "fresh_part"]
+__all__ = ["SCORE", "Meters", "dead_letters", "fresh_part", "late_records"]
 
 
+#: as the stage of a dead letter: it is in the windows, only its score is missing
+SCORE = "score"
 #: for batches of so many bytes the CPU clock, which is a system call, costs little beside what it measures
 _CPU_CLOCK_BYTES = 8_192
 
@@ -22,25 +29,35 @@ _CPU_CLOCK_BYTES = 8_192
 class _Part:
     """Adds the seconds between entry and exit to a sum; quicker than a generator's context manager."""
 
-    __slots__ = ("_clock", "_name", "_seconds", "_started")
+    __slots__ = ("_clock", "_lock", "_name", "_seconds", "_started")
 
-    def __init__(self, seconds: dict[str, float], name: str, clock: Callable[[], float]) -> None:
-        self._seconds, self._name, self._clock = seconds, name, clock
+    def __init__(self, seconds: dict[str, float], name: str, clock: Callable[[], float], lock: Lock) -> None:
+        self._seconds, self._name, self._clock, self._lock = seconds, name, clock, lock
         self._started = 0.0
 
     def __enter__(self) -> None:
         self._started = self._clock()
 
     def __exit__(self, *_error: object) -> None:
-        self._seconds[self._name] += self._clock() - self._started
+        with self._lock:
+            self._seconds[self._name] += self._clock() - self._started
 
 
 @dataclass(slots=True)
 class Meters:
-    """Counts and seconds of one worker, over all its tasks. Replayed records count only as ``replayed``."""
+    """Counts and seconds of one worker, over all its tasks. Replayed records count only as ``replayed``.
+
+    Tasks that replay may be on threads of their own: these call `part` and `replayed`, and leave ``counts`` alone.
+    """
 
     counts: Counter[str] = field(default_factory=Counter)
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    _lock: Lock = field(default_factory=Lock)
+
+    def replayed(self, n: int) -> None:
+        """So many more records or rows were replayed."""
+        with self._lock:
+            self.counts["replayed"] += n
 
     def part(self, name: str, nbytes: int) -> _Part:
         """``with`` it, the seconds spent inside, on batches of so many bytes, are added to part ``name``.
@@ -48,7 +65,7 @@ class Meters:
         CPU seconds of this thread, so that waiting for others does not count; for few bytes seconds by the clock.
         """
         clock = time.thread_time if nbytes >= _CPU_CLOCK_BYTES else time.perf_counter
-        return _Part(self.seconds, name, clock)
+        return _Part(self.seconds, name, clock, self._lock)
 
 
 def fresh_part(batch: RecordBatch, next_offset: int) -> RecordBatch:
@@ -87,3 +104,22 @@ def dead_letters(batch: RecordBatch, dead: Sequence[Dead], stage: str) -> OutBat
             for d in dead
         ],
     )
+
+
+def late_records(
+    stage: str,
+    events: Sequence[Any],
+    keys: Sequence[bytes | None],
+    sources: list[bytes],
+    lateness_ms: IntArray,
+    shed: BoolArray | None = None,
+) -> OutBatch:
+    """Records of late-events: the event, how late it was, and what was done."""
+    done = [f"{what}; not in the windows by {stage}" for what in ("scored and flagged late", "shed, not scored")]
+    left_out = [False] * len(events) if shed is None else shed.tolist()
+    values = [
+        orjson.dumps({"event": event, "lateness_ms": behind, "done": done[out]})
+        for event, behind, out in zip(events, lateness_ms.tolist(), left_out, strict=True)
+    ]
+    headers = [[("stage", stage.encode()), ("source", source)] for source in sources]
+    return OutBatch(LATE_EVENTS, values, keys, None, headers)

@@ -6,12 +6,22 @@ from streams.kafka_producer import MAX_MESSAGE_BYTES
 from streams.log import TopicInfo
 
 __all__ = [
+    "ALERTS",
+    "BY_ITEM",
     "BY_TERMINAL",
+    "BY_TRANSACTION",
     "DEAD_LETTERS",
     "DEFAULT_PARTITIONS",
     "FRAUD_SCORES",
+    "INTERACTIONS",
+    "ITEMS",
+    "LABELLED",
     "LABELS",
     "LATE_EVENTS",
+    "MODEL_EVENTS",
+    "RECOMMENDATIONS",
+    "SHADOW_SCORES",
+    "SHED_EVENTS",
     "TRANSACTIONS",
     "all_topics",
     "topic_infos",
@@ -20,16 +30,29 @@ __all__ = [
 TRANSACTIONS = "transactions"
 LABELS = "transaction-labels"
 BY_TERMINAL = "fraud.by-terminal"
+BY_TRANSACTION = "fraud.by-transaction"
 FRAUD_SCORES = "fraud-scores"
 DEAD_LETTERS = "dead-letters"
 LATE_EVENTS = "late-events"
+SHED_EVENTS = "shed-events"
+LABELLED = "labelled"
+ALERTS = "alerts"
+SHADOW_SCORES = "shadow-scores"
+MODEL_EVENTS = "model-events"
+INTERACTIONS = "interactions"
+BY_ITEM = "interactions.by-item"
+RECOMMENDATIONS = "recommendations"
+ITEMS = "items"
 
 DEFAULT_PARTITIONS = 4
 _DAY_MS = 86_400_000
 #: State is rebuilt from the log: what stages read must outlive the longest window plus the labels' delay.
 _STATE_INPUT = {"retention.ms": str(60 * _DAY_MS)}
 _OUTPUT: dict[str, str] = {}
-_COMPACTED = {"cleanup.policy": "compact"}
+#: which model scored which offset is asked for as long as offsets are replayed
+_FOREVER = {"retention.ms": "-1"}
+#: a segment that is written to is not compacted, and every worker reads all of it when it starts
+_COMPACTED = {"cleanup.policy": "compact", "segment.bytes": str(64 << 20)}
 _SETTINGS: dict[str, dict[str, str]] = {
     TRANSACTIONS: _STATE_INPUT,
     LABELS: _STATE_INPUT,
@@ -37,15 +60,16 @@ _SETTINGS: dict[str, dict[str, str]] = {
     FRAUD_SCORES: _OUTPUT,
     DEAD_LETTERS: _STATE_INPUT,
     LATE_EVENTS: _STATE_INPUT,
-    "fraud.by-transaction": _STATE_INPUT,
-    "labelled": _OUTPUT,
-    "shadow-scores": _OUTPUT,
-    "alerts": _OUTPUT,
-    "model-events": _STATE_INPUT,
-    "interactions": _STATE_INPUT,
-    "interactions.by-item": _STATE_INPUT,
-    "recommendations": _OUTPUT,
-    "items": _COMPACTED,
+    SHED_EVENTS: _STATE_INPUT,
+    BY_TRANSACTION: _STATE_INPUT,
+    LABELLED: _OUTPUT,
+    SHADOW_SCORES: _OUTPUT,
+    ALERTS: _OUTPUT,
+    MODEL_EVENTS: _FOREVER,
+    INTERACTIONS: _STATE_INPUT,
+    BY_ITEM: _STATE_INPUT,
+    RECOMMENDATIONS: _OUTPUT,
+    ITEMS: _COMPACTED,
 }
 
 

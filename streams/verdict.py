@@ -33,7 +33,7 @@ def why_bad(spec: Field, value: Any, timestamp_ms: int) -> Verdict | None:
     """
     if value is None:
         return Verdict("missing", f"{spec.name}: missing or null; send {_wanted(spec)}")
-    wrong_type, why = _why_bad_id(spec, value) if spec.kind == "id" else _why_bad_number(spec, value)
+    wrong_type, why = _WHY_BAD.get(spec.kind, _why_bad_number)(spec, value)
     if why is not None:
         finding: Finding = "wrong_type" if wrong_type else "out_of_range"
         return Verdict(finding, f"{spec.name} {_shown(value)}: {why}; send {_wanted(spec)}")
@@ -92,7 +92,19 @@ def _why_bad_id(spec: Field, value: Any) -> tuple[bool, str | None]:
     return False, None
 
 
+def _why_bad_choice(spec: Field, value: Any) -> tuple[bool, str | None]:
+    """(it is the type that is wrong, why); why is None for one of the texts."""
+    if type(value) is not str:
+        return True, f"{_json_name(value)}, not a string"
+    return False, None if value in (spec.categories or ()) else "none of those that are known"
+
+
+_WHY_BAD = {"id": _why_bad_id, "choice": _why_bad_choice}
+
+
 def _wanted(spec: Field) -> str:
+    if spec.kind == "choice":
+        return "one of " + ", ".join(map(str, spec.categories or ()))
     if spec.kind == "id":
         limit = "" if spec.text_bytes_max is None else f" of at most {spec.text_bytes_max} bytes"
         return f"an integer of 64 bits or a non-empty string{limit}"

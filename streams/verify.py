@@ -2,13 +2,15 @@
 
 The card and label stages are replayed from their topics and compared with the rows in ``fraud.by-terminal``; the
 terminal stage from ``fraud.by-terminal``, compared with the vectors in ``fraud-scores``. Every value is compared by
-its bits. Only what the group has committed is looked at: what lies behind may still be on its way.
+its bits. Only what the group has committed is looked at: what lies behind may still be on its way. A group that was
+bootstrapped is replayed from the states at its seam.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -17,12 +19,16 @@ import orjson
 import xxhash
 
 from features.block import FloatArray, IntArray
+from streams.checkpoint import Checkpoint
+from streams.checkpoint_store import CheckpointStore
+from streams.checkpoints import expected_of
 from streams.errors import ConfigError
-from streams.log import TP, Log, OutBatch, RecordBatch
+from streams.log import TP, Log, RecordBatch, TopicInfo
 from streams.pipelines.fraud import FraudPipeline
 from streams.pipelines.fraud_tasks import TerminalTask
 from streams.replay import read_up_to
 from streams.rows import Rows
+from streams.shedding import SHED
 from streams.shuffle import ShuffleError, unpack
 from streams.topics import BY_TERMINAL, FRAUD_SCORES, LABELS, TRANSACTIONS
 
@@ -95,13 +101,62 @@ class _Table:
         return offsets[order], np.concatenate(self._words[place])[order]
 
 
+@dataclass(slots=True)
+class _Replays:
+    """How the stages are replayed: from the states at the group's seam, where there are any."""
+
+    log: Log
+    make: Callable[[], FraudPipeline]
+    infos: Mapping[str, TopicInfo]
+    progress: Callable[[int], None]
+    seams: dict[TP, Checkpoint] = field(default_factory=dict)
+
+    def pipeline(self) -> FraudPipeline:
+        pipeline = self.make()
+        pipeline.bind(self.infos)
+        return pipeline
+
+    def find_seams(self, store: CheckpointStore, group: str) -> None:
+        pipeline = self.pipeline()
+        for topic in pipeline.inputs:
+            of = pipeline.state_of(topic)
+            for p in range(self.infos[topic].partitions):
+                found = store.seam(expected_of(group, TP(topic, p), of))
+                if found is not None:
+                    self.seams[TP(topic, p)] = found
+
+    def read(self, stops: Mapping[TP, int]) -> Iterator[RecordBatch]:
+        """Each partition's records behind its seam."""
+        starts = {tp: found.meta.offset for tp, found in self.seams.items()}
+        for batch in read_up_to(self.log, stops, starts=starts):
+            yield batch
+            self.progress(len(batch))
+
+    def tasks(self, pipeline: FraudPipeline) -> Callable[[TP], Any]:
+        """The task of each partition, made when it is first asked for."""
+
+        @cache
+        def task(tp: TP) -> Any:
+            made = pipeline.task(tp)
+            if tp in self.seams:
+                made.restore(self.seams[tp].arrays)
+            return made
+
+        return task
+
+
 def verify_fraud(
-    log: Log, group: str, make_pipeline: Callable[[], FraudPipeline], progress: Callable[[int], None] = lambda _: None
+    log: Log,
+    group: str,
+    make_pipeline: Callable[[], FraudPipeline],
+    progress: Callable[[int], None] = lambda _: None,
+    store: CheckpointStore | None = None,
 ) -> list[StageResult]:
     """Results of the stages ``card``, ``labels`` and ``terminal``.
 
-    ``make_pipeline`` gives pipelines with the settings that the group's workers ran with, order included. ConfigError:
-    a topic is missing, the group has committed nothing, or its scores have no feature vectors.
+    ``make_pipeline`` gives pipelines with the settings that the group's workers ran with, order included; ``store`` has
+    the states of a group that was bootstrapped. ConfigError: a topic is missing, the group has committed nothing, or
+    its scores have no feature vectors. CheckpointError: the seam is of other settings.
     """
     topics = (TRANSACTIONS, LABELS, BY_TERMINAL, FRAUD_SCORES)
     admin = log.admin()
@@ -120,16 +175,15 @@ def verify_fraud(
     if not any(committed.values()):
         raise ConfigError(f"group {group} has committed nothing: name the group of the workers with --group")
 
-    def fresh() -> FraudPipeline:
-        pipeline = make_pipeline()
-        pipeline.bind(infos)
-        return pipeline
+    replays = _Replays(log, make_pipeline, infos, progress)
+    if store is not None:
+        replays.find_seams(store, group)
 
     def stops(topic: str, of: Mapping[TP, int]) -> dict[TP, int]:
         return {tp: offset for tp, offset in of.items() if tp.topic == topic}
 
     results = []
-    shuffled = _in_shuffle(log, stops(BY_TERMINAL, ends), progress)
+    shuffled = _in_shuffle(replays, stops(BY_TERMINAL, ends))
     wanted = {f.name for f in make_pipeline().settings.features.for_stage("card_id")}
     if TRANSACTIONS in shuffled.names and not wanted <= shuffled.floats:
         raise ConfigError(
@@ -137,10 +191,10 @@ def verify_fraud(
             "and others are not in them; give the --set, or the --models, that the workers ran with"
         )
     for stage, topic in (("card", TRANSACTIONS), ("labels", LABELS)):
-        replayed = _sent_again(log, fresh(), stops(topic, committed), progress)
+        replayed = _sent_again(replays, stops(topic, committed))
         results.append(_compare(stage, topic, replayed, shuffled, stops(topic, committed)))
     del shuffled
-    replayed = _scored_again(log, fresh(), stops(BY_TERMINAL, committed), progress)
+    replayed = _scored_again(replays, stops(BY_TERMINAL, committed))
     scores = _in_scores(log, stops(FRAUD_SCORES, ends), replayed.names[TRANSACTIONS], progress)
     results.append(_compare("terminal", TRANSACTIONS, replayed, scores, None))
     return results
@@ -149,31 +203,20 @@ def verify_fraud(
 # --- rows between the stages ---
 
 
-def _sent_again(log: Log, pipeline: FraudPipeline, stops: Mapping[TP, int], progress: Callable[[int], None]) -> _Table:
-    table = _Table()
-    for batch, outputs in _replayed(log, pipeline, stops):
-        for out in outputs:
+def _sent_again(replays: _Replays, stops: Mapping[TP, int]) -> _Table:
+    table, pipeline = _Table(), replays.pipeline()
+    task = replays.tasks(pipeline)
+    for batch in replays.read(stops):
+        for out in pipeline.process([(task(batch.tp), batch)]):
             if out.topic == BY_TERMINAL:
                 _add_messages(table, out.values, out.partition or 0)
-        progress(len(batch))
     return table
 
 
-def _replayed(
-    log: Log, pipeline: FraudPipeline, stops: Mapping[TP, int]
-) -> Iterator[tuple[RecordBatch, list[OutBatch]]]:
-    tasks: dict[TP, Any] = {}
-    for batch in read_up_to(log, stops):
-        if batch.tp not in tasks:
-            tasks[batch.tp] = pipeline.task(batch.tp)
-        yield batch, pipeline.process([(tasks[batch.tp], batch)])
-
-
-def _in_shuffle(log: Log, stops: Mapping[TP, int], progress: Callable[[int], None]) -> _Table:
+def _in_shuffle(replays: _Replays, stops: Mapping[TP, int]) -> _Table:
     table = _Table()
-    for batch in read_up_to(log, stops):
+    for batch in replays.read(stops):
         _add_messages(table, batch.values, batch.tp.partition)
-        progress(len(batch))
     return table
 
 
@@ -200,6 +243,8 @@ def _plain(rows: Rows) -> tuple[tuple[str, ...], Words]:
         keys = ids.keys().view(np.int64)
         columns += [(f"{name} (key, high)", keys[:, 0]), (f"{name} (key, low)", keys[:, 1])]
     for name, column in sorted(block.columns.items()):
+        if name == SHED:
+            continue  # decided by a clock when it was sent, and taken from the log
         columns.append((name, column.view(np.int64) if column.dtype == np.float64 else column.astype(np.int64)))
     extra = block.extra or [None] * len(block)
     columns.append(("extra", np.array([_hash(text) for text in extra], np.int64)))
@@ -213,24 +258,19 @@ def _hash(text: bytes | None) -> int:
 # --- scores ---
 
 
-def _scored_again(
-    log: Log, pipeline: FraudPipeline, stops: Mapping[TP, int], progress: Callable[[int], None]
-) -> _Table:
-    table = _Table()
+def _scored_again(replays: _Replays, stops: Mapping[TP, int]) -> _Table:
+    table, pipeline = _Table(), replays.pipeline()
     table.names[TRANSACTIONS] = ("late", *pipeline.settings.features.names)
     table.floats = frozenset(pipeline.settings.features.names)
-    tasks: dict[TP, Any] = {}
-    for batch in read_up_to(log, stops):
-        if batch.tp not in tasks:
-            tasks[batch.tp] = pipeline.task(batch.tp)
-        vectors = TerminalTask.vectors(pipeline, [(tasks[batch.tp], batch)], [])
+    task = replays.tasks(pipeline)
+    for batch in replays.read(stops):
+        vectors = TerminalTask.vectors(pipeline, [(task(batch.tp), batch)], [])
         if vectors is not None:
             words = _vector_words(vectors.late, vectors.matrix)
             partitions = vectors.source_partitions
             for partition in np.unique(partitions).tolist():
                 mine = partitions == partition
                 table.add((TRANSACTIONS, partition, 0), vectors.rows.offsets[mine], words[mine])
-        progress(len(batch))
     return table
 
 

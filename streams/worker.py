@@ -17,6 +17,7 @@ from features.plan import BoundError
 from streams.checkpoint_store import CheckpointStore
 from streams.checkpoints import Checkpoints, CheckpointSettings
 from streams.errors import EXIT_FAILED, EXIT_OK, EXIT_WATCHDOG, ConfigError, FatalError, HeadraceError
+from streams.gate import Gate
 from streams.log import (
     TP,
     DeliveryFailed,
@@ -91,6 +92,10 @@ class Worker:
         self._leaving = False
         #: partitions whose task is at work: in a batch or in a tick, never in both
         self._inside: set[TP] = set()
+        #: whether tasks of different topics may replay at the same time: they share nothing that is not made for it
+        self.replays_apart = False
+        #: partitions whose task is replaying on a thread: in the middle of a batch until that is done
+        self._replaying: set[TP] = set()
         self._error: HeadraceError | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._prepared = asyncio.Event()
@@ -103,6 +108,8 @@ class Worker:
         self._consumer: BlockConsumer | None = None
         self._topics: dict[str, TopicInfo] = {}
         self._produce_s = 0.0
+        #: to be set before `run`
+        self.gate: Gate | None = None
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -113,9 +120,31 @@ class Worker:
 
     @property
     def checkpoints(self) -> dict[str, float]:
-        """How many this worker has written, and the longest pause for one; empty where none are kept."""
+        """How many this worker has written, and the pauses for them: the longest and percentiles; empty where none are
+        kept."""
         kept = self._checkpoints
-        return {} if kept is None else {"written": kept.written, "pause_ms": round(1000 * kept.pause_s, 2)}
+        if kept is None:
+            return {}
+        pauses = {"pause_ms": 100.0, "pause_ms_p50": 50.0, "pause_ms_p99": 99.0} if kept.pauses.count else {}
+        return {
+            "written": kept.written,
+            **{name: round(kept.pauses.percentile(percent), 2) for name, percent in pauses.items()},
+        }
+
+    @property
+    def recovery(self) -> dict[str, Any]:
+        """What this worker's first recovery took, see `Progress.figures`; empty before it was ready."""
+        return {} if self._reader is None else self._reader.progress.figures()
+
+    @property
+    def lag(self) -> dict[str, dict[str, float]]:
+        """By stage, ``records`` that wait for it and how many ``seconds`` ago the oldest in hand was sent."""
+        lags = {} if self._reader is None else self._reader.lag.lags
+        return {self._pipeline.state_of(topic).stage: lag._asdict() for topic, lag in lags.items()}
+
+    def oldest_sent_ms(self, topic: str) -> int | None:
+        """When the oldest record of the topic was sent that waits for its stage; None where none does."""
+        return None if self._reader is None else self._reader.assignment.oldest_sent_ms(topic)
 
     @property
     def reader(self) -> BlockReader | None:
@@ -136,6 +165,8 @@ class Worker:
         for wait in waits:
             wait.cancel()
         if self._ended.is_set():
+            if self.gate is not None:
+                self.gate.close()
             return self._exit_code()
         assert self._producer is not None
         self._pipeline.bind(self._topics)
@@ -150,8 +181,11 @@ class Worker:
             await asyncio.to_thread(self._reader.join, self._settings.drain_s + 5)
         ticking.cancel()
         if self._checkpoints is not None and self._error is None:
-            self._checkpoints.finish(self._stateful_tasks(), ends_at - time.monotonic())
+            whole = {tp: task for tp, task in self._stateful_tasks().items() if tp not in self._replaying}
+            self._checkpoints.finish(whole, ends_at - time.monotonic())
         await app.stop()
+        if self.gate is not None:
+            await asyncio.to_thread(self.gate.close)
         self._producer.close()
         return self._exit_code()
 
@@ -172,6 +206,8 @@ class Worker:
                 logger.info("checkpoints in %s", self._checkpoints.store.url)
             self._pipeline.warm()
             self._topics = ensure_topics(self._log, self._pipeline.topics)
+            if self.gate is not None:
+                self.gate.start(self._log, self._group, self.failed)
             if self._transactions is not None:
                 self._transactions.init()
         except HeadraceError as exc:
@@ -222,6 +258,8 @@ class Worker:
         partitions = {name: self._topics[name].partitions for name in topics}
         self._reader = BlockReader(self._member, partitions, self, self._settings, self._transactions)
         self._pipeline.use_ends(self._reader.assignment.end_confirmed)
+        if self.gate is not None:
+            self._reader.assignment.admits = self.gate.admits
         self._reader.start()
         return partitions
 
@@ -240,7 +278,9 @@ class Worker:
         self._inside |= partitions
         try:
             parts = [(self._task(batch.tp, batch.epoch), batch) for batch in batches]
-            if self._transactions is not None:
+            if self.replays_apart and all(batch.replay for batch in batches):
+                await self._replay(parts)
+            elif self._transactions is not None:
                 self._keep_outputs(parts, self._reader)
             else:
                 outputs = self._pipeline.wake(parts, self._all_tasks) + self._pipeline.process(parts)
@@ -265,6 +305,15 @@ class Worker:
             )
         finally:
             self._inside -= partitions
+
+    async def _replay(self, parts: Sequence[tuple[Task, RecordBatch]]) -> None:
+        """A run that leaves nothing but state, on a thread: while kernels are at work, other stages go on."""
+        partitions = {batch.tp for _, batch in parts}
+        self._replaying |= partitions
+        try:
+            await asyncio.to_thread(self._pipeline.process, parts)
+        finally:
+            self._replaying -= partitions
 
     async def _begin(self, run: list[RecordBatch]) -> list[RecordBatch]:
         """Waits for a commit, and for a tick that waits for the producer: its marks go out before our rows."""
@@ -316,7 +365,7 @@ class Worker:
                     await self._tick_task(tp, epoch, at_end, reader)
 
             if self._checkpoints is not None:
-                self._checkpoints.step(self._stateful_tasks(), reader.assignment.committed_of)
+                self._checkpoints.step(self._stateful_tasks(), reader.assignment.committed_of, self._replaying)
 
     def _stateful_tasks(self) -> dict[TP, Task]:
         return {tp: task for tp, (_, task) in self._tasks.items() if self._pipeline.is_stateful(tp.topic)}
@@ -377,6 +426,8 @@ class Worker:
             start = start if committed is None else max(committed, start)
         elif self._checkpoints is not None:
             start = self._load(self._checkpoints, assigned, task)
+        if self.gate is not None:
+            self.gate.assigned(assigned)
         self._recovered[tp, assigned.epoch] = task
         return start
 
@@ -407,6 +458,9 @@ class Worker:
 
     def dropped(self, partitions: list[TP]) -> None:
         assert self._loop is not None
+        if self.gate is not None and self._reader is not None:
+            for tp in partitions:
+                self.gate.given_up(tp, self._reader.assignment.settled.get(tp))
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._drop_tasks, partitions)
 

@@ -332,7 +332,7 @@ _COUNTED = {
     "already": "had been retried before",
     "already-other": "had been retried before with other bytes",
     "failed-again": "left out: they are retries that failed again (--again takes them)",
-    "internal": "left out: rows between stages cannot be retried (`show` says why)",
+    "internal": "left out: they cannot be retried (`show` says why)",
 }
 
 

@@ -10,6 +10,9 @@ from streams.cli.options import add_json, print_json
 
 EXAMPLE = "headrace demo --seconds 60"
 
+#: events per second by pipeline
+_RATES = {"fraud": 1_000.0, "recommend": 200.0}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
@@ -18,9 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seconds", type=float, default=30.0, metavar="N", help="length of the live part (default: 30)"
     )
     length.add_argument("--forever", action="store_true", help="until Ctrl-C")
-    parser.add_argument("--pipeline", choices=["fraud"], default="fraud", help="which pipeline to show")
+    parser.add_argument("--pipeline", choices=list(_RATES), default="fraud", help="what to show (default: fraud)")
     parser.add_argument(
-        "--rate", type=float, default=1_000.0, metavar="N", help="transactions per second (default: 1000)"
+        "--rate", type=float, metavar="N", help="transactions per second (default: 1000), or clicks (default: 200)"
     )
     parser.add_argument("--seed", type=int, default=1, metavar="S", help="of the simulated world (default: 1)")
     parser.add_argument("--memory", action="store_true", help="no Kafka: the log in this process")
@@ -38,11 +41,16 @@ def run(args: argparse.Namespace) -> int:
 
     from streams.demo import Demo
     from streams.demo_plan import DemoSettings
+    from streams.shop_demo import ShopDemo
 
     settings = DemoSettings(
-        seconds=None if args.forever else args.seconds, rate=args.rate, seed=args.seed, memory=args.memory
+        seconds=None if args.forever else args.seconds,
+        rate=_RATES[args.pipeline] if args.rate is None else args.rate,
+        seed=args.seed,
+        memory=args.memory,
     )
-    demo = Demo(settings, Console(), stop)
+    kind: type[Demo] | type[ShopDemo] = Demo if args.pipeline == "fraud" else ShopDemo
+    demo = kind(settings, Console(), stop)
     code = demo.run()
     if args.json:
         print_json(demo.figures())

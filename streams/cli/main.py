@@ -41,6 +41,7 @@ COMMANDS = {
     "verify": "replay each stage from its own input log and compare with what the log holds",
     "bootstrap": "give a new group the state of event files, and the seam from which it reads the topics",
     "bench": "measure: throughput, latency, predictors, features",
+    "alerts": "list and explain what the monitor has raised",
     "dead-letters": "list, show and retry the records that could not be read",
     "simulate": "send simulated card payments and labels to Kafka, at a rate",
     "broker": "start a real single-node Apache Kafka in the foreground, without Docker",

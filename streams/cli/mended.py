@@ -65,17 +65,15 @@ def mend(letter: Letter, value: bytes) -> Mended:
     import orjson
 
     from features.schema import SCHEMAS
-    from streams.codec import decode_labels, decode_transactions
+    from streams.codec import Decoder
     from streams.dead_letter_retry import Mended
     from streams.log import RecordBatch
-    from streams.topics import LABELS, TRANSACTIONS
 
-    decode = {TRANSACTIONS: decode_transactions, LABELS: decode_labels}.get(letter.source.topic)
     schema = SCHEMAS.get(letter.source.topic)
-    if decode is None or schema is None:
+    if schema is None:
         return Mended(value)
     now_ms = time.time_ns() // 1_000_000
-    _, dead = decode(RecordBatch(letter.source, [0], [now_ms], [letter.key], [value], lambda i: [], 1))
+    _, dead = Decoder(schema).decode(RecordBatch(letter.source, [0], [now_ms], [letter.key], [value], lambda i: [], 1))
     if dead:
         raise HeadraceError(
             f"{letter.name}: the mended value would be a dead letter again: {dead[0].reason}. Nothing was sent"

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from streams.cli.model_changes import add_announce, announce
 from streams.cli.offline_io import ALIAS_CHOICES, add_alias, add_models, add_set
 from streams.cli.options import add_json, print_json
 from streams.cli.registry import check_new_name, known_model, open_registry
 from streams.errors import EXIT_OK, ConfigError
+
+if TYPE_CHECKING:
+    from models.registry import Registry
 
 EXAMPLE = "headrace models list --models models-dir"
 
@@ -35,6 +40,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             action.add_argument(
                 "reference", metavar="REF", help=f"NAME@VERSION or an alias{' or NAME' if name == 'show' else ''}"
             )
+        elif name == "diff":
+            for which in ("first", "second"):
+                action.add_argument(which, metavar="REF", help="NAME@VERSION, an alias or NAME")
+        elif name in ("shadow", "canary"):
+            action.add_argument("reference", metavar="REF", nargs="?", help="NAME@VERSION or an alias")
+            action.add_argument("--off", action="store_true", help=f"end the {name}")
+        if name == "canary":
+            action.add_argument("--share", type=float, metavar="X", help="share of the cards, above 0 and at most 0.5")
+        if name in ("add", "promote", "rollback", "shadow", "canary"):
+            add_announce(action)
         add_models(action)
         add_json(action)
 
@@ -46,7 +61,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _list(args: argparse.Namespace) -> int:
-    entries = open_registry(args.models).entries()
+    registry = open_registry(args.models)
+    entries, canary = registry.entries(), registry.canary
     if args.json:
         print_json(
             {
@@ -54,6 +70,7 @@ def _list(args: argparse.Namespace) -> int:
                     {
                         "model": entry.manifest.label,
                         "aliases": entry.aliases,
+                        **({"canary_share": canary[1]} if canary and "canary" in entry.aliases else {}),
                         "created_at": entry.manifest.created_at,
                         "features": len(entry.manifest.features),
                         "metrics": entry.manifest.metrics,
@@ -68,7 +85,8 @@ def _list(args: argparse.Namespace) -> int:
     for entry in entries:
         found = entry.manifest.metrics.get("average_precision")
         precision = "not tested here" if found is None else f"average precision {found:.4f}"
-        aliases = ", ".join(entry.aliases) or "-"
+        named = [f"canary {canary[1]:g}" if canary and alias == "canary" else alias for alias in entry.aliases]
+        aliases = ", ".join(named) or "-"
         print(f"{entry.manifest.label:24} {aliases:20} {precision:26} {entry.manifest.created_at}")
     return EXIT_OK
 
@@ -110,13 +128,15 @@ def _add(args: argparse.Namespace) -> int:
     draft = package_from_text(
         args.source, args.name, created_at=created_at, features=features.names, schema_hash=features.schema_hash
     )
-    manifest = Registry(args.models).add(draft, args.alias)
+    registry = Registry(args.models)
+    manifest = registry.add(draft, args.alias)
+    announce(args, registry, "added", manifest.label, {"alias": args.alias})
     return _say(args, manifest.label, args.alias, f"added {manifest.label}")
 
 
 def _promote(args: argparse.Namespace) -> int:
     registry = open_registry(args.models)
-    if args.reference not in ALIAS_CHOICES and "@" not in args.reference:
+    if args.reference not in (*ALIAS_CHOICES, "canary") and "@" not in args.reference:
         raise ConfigError(
             f"{args.reference}: which version? Give {args.reference}@VERSION; `headrace models list` has them"
         )
@@ -124,14 +144,82 @@ def _promote(args: argparse.Namespace) -> int:
     registry.get(args.reference, *_expected(registry.resolve(args.reference)))
     label = registry.set_alias("champion", args.reference)
     before = registry.previous
+    announce(args, registry, "promoted", label, {"before": before})
     return _say(args, label, "champion", f"{label} is champion" + (f" (before: {before})" if before else ""))
 
 
 def _rollback(args: argparse.Namespace) -> int:
     registry = open_registry(args.models)
     expected = _expected(registry.resolve(registry.previous)) if registry.previous else (None, None)
+    before = registry.aliases().get("champion")
     label = registry.rollback(*expected)
+    announce(args, registry, "rolled-back", label, {"before": before})
     return _say(args, label, "champion", f"{label} is champion again")
+
+
+def _diff(args: argparse.Namespace) -> int:
+    from models.compare import compare
+
+    registry = open_registry(args.models)
+    found = compare(*(registry.resolve(known_model(registry, reference)) for reference in (args.first, args.second)))
+    metrics = found.pop("metrics")
+    if args.json:
+        as_json = {name: {**asdict(m), "beyond_noise": m.beyond_noise} for name, m in metrics.items()}
+        print_json({**found, "metrics": as_json})
+        return EXIT_OK
+    first, second = found["models"]
+    print(f"{'':28} {first:>20} {second:>20}")
+    for name, metric in metrics.items():
+        noise = "" if metric.noise is None else f"  noise {metric.noise:.4f}: "
+        verdict = {True: "differs", False: "no difference to be seen", None: ""}[metric.beyond_noise]
+        values = " ".join(f"{'-' if v is None else format(v, '.4f'):>20}" for v in (metric.first, metric.second))
+        print(f"{name:28} {values}{noise}{verdict}")
+    for part in ("size", "training", "settings"):
+        for name, (mine, other) in found[part].items():
+            print(f"{name:28} {_short(mine):>20} {_short(other):>20}")
+    for which, label in (("first_only", first), ("second_only", second)):
+        if found["features"][which]:
+            print(f"only {label} has the features {', '.join(found['features'][which])}")
+    if not found["features"]["same_order"]:
+        print("the features have another order")
+    return EXIT_OK
+
+
+def _short(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _shadow(args: argparse.Namespace) -> int:
+    return _beside(args, "shadow", lambda registry, label: registry.set_alias("shadow", label), {})
+
+
+def _canary(args: argparse.Namespace) -> int:
+    if not args.off and args.share is None:
+        raise ConfigError("canary: of how many cards? Give --share, such as --share 0.05")
+    return _beside(
+        args, "canary", lambda registry, label: registry.set_canary(label, args.share), {"share": args.share}
+    )
+
+
+def _beside(
+    args: argparse.Namespace, alias: str, point: Callable[[Registry, str], str], more: Mapping[str, Any]
+) -> int:
+    """Sets or ends what scores beside the champion."""
+    registry = open_registry(args.models)
+    if args.off == (args.reference is not None):
+        raise ConfigError(f"{alias}: give a package, or --off to end it")
+    if args.off:
+        before = registry.clear(alias, "asked for")
+        if before is None:
+            return _say(args, "", alias, f"there is no {alias}")
+        announce(args, registry, f"{alias}-ended", before, {})
+        return _say(args, before, None, f"{before} is {alias} no more")
+    label = known_model(registry, args.reference)
+    registry.get(label, *_expected(registry.resolve(label)))
+    point(registry, label)
+    announce(args, registry, alias, label, more)
+    share = f" of {args.share:g} of the cards" if alias == "canary" else ""
+    return _say(args, label, alias, f"{label} is {alias}{share}")
 
 
 def _expected(path: Path) -> tuple[Sequence[str], str]:
@@ -159,6 +247,17 @@ _ACTIONS = {
         "--from model.txt --name fraud --models models-dir --alias champion",
         _add,
     ),
+    "diff": ("compare two packages", "champion fraud@2 --models models-dir", _diff),
     "promote": ("verify a package and make it champion", "fraud@2 --models models-dir", _promote),
     "rollback": ("make the champion before the present one champion again", "--models models-dir", _rollback),
+    "shadow": (
+        "verify a package and let it score beside the champion, to shadow-scores",
+        "fraud@2 --models models-dir",
+        _shadow,
+    ),
+    "canary": (
+        "verify a package and let it score a share of the cards in the champion's place",
+        "fraud@2 --share 0.05 --models models-dir",
+        _canary,
+    ),
 }

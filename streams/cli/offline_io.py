@@ -32,6 +32,7 @@ __all__ = [
     "add_set",
     "check_output",
     "read_inputs",
+    "report_invalid",
     "written",
 ]
 
@@ -41,15 +42,15 @@ ALIAS_CHOICES = ("champion", "challenger", "shadow")
 SET_CHOICES = ("default", "rich", "tiled")
 
 
-def add_pipeline(parser: argparse.ArgumentParser) -> None:
-    """``--pipeline``: whose stages; the fraud pipeline is the one that has offline features."""
-    parser.add_argument("--pipeline", choices=["fraud"], default="fraud", help="whose stages (default: fraud)")
+def add_pipeline(parser: argparse.ArgumentParser, *others: str) -> None:
+    """``--pipeline``: whose stages; the fraud pipeline is the one that has offline features, ``others`` more."""
+    parser.add_argument("--pipeline", choices=["fraud", *others], default="fraud", help="whose stages (default: fraud)")
 
 
 def add_inputs(parser: argparse.ArgumentParser, *, required: bool = True, labels_required: bool = False) -> None:
     """``--from``, ``--labels``, ``--config``."""
     parser.add_argument(
-        "--from", dest="source", required=required, type=Path, metavar="EVENTS", help="transactions: .parquet or .jsonl"
+        "--from", dest="source", required=required, type=Path, metavar="EVENTS", help="events: .parquet or .jsonl"
     )
     parser.add_argument(
         "--labels", required=labels_required, type=Path, metavar="LABELS", help="their labels: .parquet or .jsonl"
@@ -134,18 +135,19 @@ def read_inputs(args: argparse.Namespace, features: FeatureSet, *, keep_extra: b
     bad_events: list[Dead] = []
     bad_labels: list[Dead] = []
     events = read_events(args.source, bad_events, keep_extra=keep_extra)
-    _report(args.source, len(events), bad_events)
+    report_invalid(args.source, len(events), bad_events)
     if len(events) == 0:
         raise HeadraceError(f"--from {args.source}: no valid transaction in it; give a file of transactions")
     labels = None
     if args.labels is not None:
         labels = read_labels(args.labels, bad_labels)
-        _report(args.labels, len(labels), bad_labels)
+        report_invalid(args.labels, len(labels), bad_labels)
     stages = StageSettings(features, settings.allowed_lateness_ms, settings.dedupe_ms, settings.dedupe_entries)
     return Inputs(events, labels, stages, len(bad_events), len(bad_labels))
 
 
-def _report(path: Path, valid: int, bad: list[Dead]) -> None:
+def report_invalid(path: Path, valid: int, bad: list[Dead]) -> None:
+    """Says on stderr how many rows are invalid and why the first one is."""
     if bad:
         first = f"row {bad[0].index}: {bad[0].reason}"
         print(f"{path}: {len(bad):,} of {valid + len(bad):,} rows are invalid and left out; {first}", file=sys.stderr)

@@ -5,23 +5,34 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import importlib
 import logging
 import signal
-from collections.abc import Coroutine
-from typing import Any
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any
 
 from streams.cli.offline_io import SET_CHOICES
 from streams.cli.options import add_bootstrap, add_config, add_json, add_reasons, print_json
 
+if TYPE_CHECKING:
+    from streams.worker import Worker
+
 #: objects more than before until cycles are looked for: more than the blocks in flight hold (default 700)
 _GC_NET_ALLOCATIONS = 200_000
+
+#: by pipeline, the module whose ``make_worker(settings, on_ready)`` gives a worker of it and the pipeline
+PIPELINES = {
+    "fraud": "streams.fraud_worker",
+    "monitor": "streams.monitor_worker",
+    "recommend": "streams.recommend_worker",
+}
 
 EXAMPLE = "headrace run --pipeline fraud --models models-dir --bootstrap 127.0.0.1:9092"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
-    parser.add_argument("--pipeline", required=True, choices=["fraud"], help="which pipeline to run")
+    parser.add_argument("--pipeline", required=True, choices=[*PIPELINES, "all"], help="all: a process for each")
     parser.add_argument("--models", metavar="DIR", help="registry of model packages; the champion scores")
     parser.add_argument(
         "--order", choices=["arrival", "event_time"], help="order of the terminal stage (default: arrival)"
@@ -38,8 +49,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoints", metavar="URL", help="where states are kept: a directory, s3://.., or none (default: a cache)"
     )
+    parser.add_argument(
+        "--shed",
+        metavar="POLICY",
+        help="older:SECONDS[,below:AMOUNT]: under overload, leave unscored what would be scored so long after it was "
+        "sent; features stay exact (default: none)",
+    )
     add_reasons(parser)
-    parser.add_argument("--group", metavar="GROUP", help="consumer group (default: headrace-fraud)")
+    parser.add_argument(
+        "--monitor",
+        action="store_true",
+        default=None,
+        help="fraud: send what is scored, and labels, to the monitor pipeline as well (all: always)",
+    )
+    parser.add_argument(
+        "--group",
+        metavar="GROUP",
+        help="consumer group (default: headrace-PIPELINE); all: what comes before -PIPELINE (default: headrace)",
+    )
     parser.add_argument("--partitions", type=int, metavar="N", help="of topics that are missing (default: 4)")
     add_config(parser)
     add_bootstrap(parser)
@@ -53,19 +80,26 @@ def run(args: argparse.Namespace) -> int:
     """
     from streams.cli.registry import check_champion
     from streams.config import load_settings
-    from streams.fraud_worker import make_worker
+    from streams.quality import in_words
 
-    overrides = {
-        name: getattr(args, name)
-        for name in ("models", "order", "delivery", "checkpoints", "reasons", "reasons_max", "group", "partitions")
-    }
-    overrides |= {"bootstrap": args.bootstrap, "feature_set": args.set}
-    settings = load_settings(args.config, overrides=overrides)
-    check_champion(settings)
+    if args.pipeline == "all":
+        from streams.cli.run_all import run_all
+
+        return run_all(args, list(PIPELINES))
+    names = ("models", "order", "delivery", "checkpoints", "reasons", "reasons_max", "shed", "group", "partitions")
+    overrides = {name: getattr(args, name) for name in names}
+    overrides |= {"bootstrap": args.bootstrap, "feature_set": args.set, "monitor": args.monitor}
+    settings = load_settings(args.config, overrides=overrides, defaults={"group": f"headrace-{args.pipeline}"})
+    if args.pipeline == "fraud":
+        check_champion(settings)
     logging.getLogger().setLevel(settings.log_level)
     for faust_logger in ("faust", "mode", "streams.transport"):
         logging.getLogger(faust_logger).setLevel(logging.WARNING)
+    make_worker: Callable[..., tuple[Worker, Any]] = importlib.import_module(PIPELINES[args.pipeline]).make_worker
     worker, pipeline = make_worker(settings, on_ready=lambda: print("ready", flush=True))
+
+    #: what a pipeline has to say besides numbers
+    details: Callable[[], dict[str, Any]] = getattr(pipeline, "details", dict)
 
     def report() -> None:
         figures = pipeline.figures()
@@ -74,16 +108,21 @@ def run(args: argparse.Namespace) -> int:
             print_json(
                 {
                     **figures,
+                    **details(),
                     "quality": pipeline.quality(),
                     "checkpoints": worker.checkpoints,
+                    "lag": worker.lag,
+                    "recovery": worker.recovery,
                     "seconds": {k: round(v, 4) for k, v in sorted(seconds.items())},
                 }
             )
         else:
             print(", ".join(f"{name} {count:,}" for name, count in figures.items()), flush=True)
-            for topic, counters in (("transactions", pipeline.transactions), ("labels", pipeline.labels)):
-                if counters.quality:
-                    print(f"{topic}: {counters.quality}", flush=True)
+            for stage, lag in worker.lag.items():
+                if lag["records"]:
+                    print(f"{stage}: {lag['records']:,} records wait, one since {lag['seconds']:.1f} s", flush=True)
+            for topic, found in pipeline.quality().items():
+                print(f"{topic}: {in_words(found)}", flush=True)
 
     spare_the_collector()
 

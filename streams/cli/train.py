@@ -24,12 +24,12 @@ EXAMPLE = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
-    add_pipeline(parser)
-    add_inputs(parser, labels_required=True)
+    add_pipeline(parser, "recommend")
+    add_inputs(parser)
     add_set(parser)
     what = "first and last day (UTC, both included), or two ISO times, the second excluded"
     parser.add_argument("--train", required=True, type=time_range, metavar="A:B", help=f"train on these events: {what}")
-    parser.add_argument("--test", required=True, type=time_range, metavar="C:D", help="test on these events, likewise")
+    parser.add_argument("--test", type=time_range, metavar="C:D", help="test on these events, likewise")
     parser.add_argument(
         "--label-delay",
         type=duration,
@@ -38,21 +38,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="time after which labels are known; the test begins that long after the training's end or later",
     )
     add_models(parser)
-    parser.add_argument("--name", default="fraud", help="name of the package (default: fraud)")
+    parser.add_argument("--name", help="name of the package (default: that of the pipeline)")
     add_alias(parser)
     parser.add_argument(
         "--threads", type=threads, default=2, metavar="N", help="of the trainer; the model is the same (default: 2)"
+    )
+    parser.add_argument(
+        "--lists", type=threads, default=10_000, metavar="N", help="recommend: lists of each range at most (10000)"
     )
     add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Computes the features, trains, tests, and adds a package to the registry."""
+    args.name = args.name or args.pipeline
+    check_new_name(args.name)
+    if args.pipeline == "recommend":
+        from streams.cli.train_rank import run_rank
+
+        return run_rank(args)
+
     from features.fraud import SETS
     from models.registry import Registry
 
+    for option in ("labels", "test"):
+        if getattr(args, option) is None:
+            raise ConfigError(f"--{option}: missing; the fraud pipeline needs it")
     split = _split(args)
-    check_new_name(args.name)
     inputs = read_inputs(args, SETS[args.set])
     trained = _train(inputs, split, args.threads)
     created_at = datetime.now(UTC).isoformat(timespec="seconds")

@@ -25,6 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--order", choices=["arrival", "event_time"], help="order that the workers ran with (default: arrival)"
     )
+    parser.add_argument(
+        "--checkpoints",
+        metavar="URL",
+        help="where the workers keep states: for a group that bootstrap began (default: a cache)",
+    )
     add_config(parser)
     add_bootstrap(parser)
     add_json(parser)
@@ -32,18 +37,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Exit code 0 when no row differs, 1 when one does."""
+    from streams.checkpoint_store import CheckpointStore
     from streams.cli.broker_wait import await_broker
     from streams.config import load_settings
     from streams.fraud_worker import make_pipeline
+    from streams.store import open_store
     from streams.verify import verify_fraud
 
     overrides = {"bootstrap": args.bootstrap, "group": args.group, "order": args.order, "models": args.models}
-    overrides |= {"feature_set": args.set}
+    overrides |= {"feature_set": args.set, "checkpoints": args.checkpoints}
     settings = load_settings(args.config, overrides=overrides)
     check_champion(settings)
     log = await_broker(settings)
+    url = settings.checkpoint_url()
+    store = None if url is None else CheckpointStore(open_store(url), settings.group)
     with progress("records", None) as advance:
-        results = verify_fraud(log, settings.group, lambda: make_pipeline(settings), advance)
+        results = verify_fraud(log, settings.group, lambda: make_pipeline(settings), advance, store)
     mismatching = sum(result.mismatching_rows for result in results)
     differences = [difference.to_json() for result in results for difference in result.differences]
     if args.json:

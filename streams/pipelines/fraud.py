@@ -21,21 +21,36 @@ from streams.codec import Decoder
 from streams.encode import ScoreEncoder
 from streams.log import TP, OutBatch, RecordBatch, TopicInfo
 from streams.partitioner import KeyPlacement
-from streams.pipelines.fraud_sender import Sender
 from streams.pipelines.fraud_stages import StageSettings
 from streams.pipelines.fraud_tasks import CardTask, LabelTask, TerminalTask
+from streams.poison import Guard
+from streams.shedding import Shedder
 from streams.shuffle import Source
 from streams.stage import Meters
-from streams.topics import BY_TERMINAL, DEAD_LETTERS, FRAUD_SCORES, LABELS, LATE_EVENTS, TRANSACTIONS, topic_infos
+from streams.topics import (
+    BY_TERMINAL,
+    BY_TRANSACTION,
+    DEAD_LETTERS,
+    FRAUD_SCORES,
+    LABELS,
+    LATE_EVENTS,
+    MODEL_EVENTS,
+    SHADOW_SCORES,
+    SHED_EVENTS,
+    TRANSACTIONS,
+    topic_infos,
+)
 from streams.worker import Task
 
 __all__ = ["FraudPipeline"]
 
 #: version of what `state` of the tasks gives, and of what `process` makes of a log: to be raised when either changes
-_STATE_FORMAT = 1
+_STATE_FORMAT = 2
 
 _STAGES = {TRANSACTIONS: "card", LABELS: "labels", BY_TERMINAL: "terminal"}
-_TOPICS = (TRANSACTIONS, LABELS, BY_TERMINAL, FRAUD_SCORES, DEAD_LETTERS, LATE_EVENTS)
+_TOPICS = (TRANSACTIONS, LABELS, BY_TERMINAL, FRAUD_SCORES, DEAD_LETTERS, LATE_EVENTS, SHED_EVENTS)
+#: those of the models, where there are any
+_MODEL_TOPICS = (MODEL_EVENTS, SHADOW_SCORES)
 
 
 @dataclass(slots=True)
@@ -51,10 +66,17 @@ class FraudPipeline:
     watermark_delay_ms: int = 0
     #: and how long a partition without any record is waited for
     first_wait_s: float = 60.0
+    #: whether vectors and labels go to the monitor as well
+    monitor: bool = False
+    #: decides what is not scored when this worker has fallen behind; None: everything is
+    shedder: Shedder | None = None
     meters: Meters = field(default_factory=Meters)
     placement: KeyPlacement = field(default_factory=lambda: KeyPlacement(TRANSACTIONS))
     infos: Mapping[str, TopicInfo] = field(default_factory=dict)
+    guard: Guard = field(default_factory=Guard)
     encoder: ScoreEncoder = field(init=False)
+    #: of what a shadow says; the features are in the score
+    shadow_encoder: ScoreEncoder = field(default_factory=lambda: ScoreEncoder(None))
     transactions: Decoder = field(init=False)
     labels: Decoder = field(init=False)
     #: whether a source's log is surely read to its end; see `use_ends`
@@ -68,7 +90,9 @@ class FraudPipeline:
 
     @property
     def topics(self) -> Sequence[TopicInfo]:
-        return topic_infos(_TOPICS, self.partitions)
+        models = () if self.slot.model is None else _MODEL_TOPICS
+        monitors = (BY_TRANSACTION,) if self.monitor else ()
+        return topic_infos((*_TOPICS, *models, *monitors), self.partitions)
 
     @property
     def inputs(self) -> Sequence[str]:
@@ -139,12 +163,13 @@ class FraudPipeline:
 
     def wake(self, parts: Sequence[tuple[Any, RecordBatch]], tasks: Callable[[], Sequence[Any]]) -> list[OutBatch]:
         """When one source has something again, others probably have too: until they say that they are idle again, the
-        terminal stage waits for all. Else the first of several backlogs to be read would overtake the others."""
-        if self.order == "arrival" or not any(
-            isinstance(task, Sender) and task.may_sleep and not batch.replay for task, batch in parts
-        ):
+        terminal stage and the monitor wait for all. Else the first of several backlogs to be read would overtake the
+        others."""
+        if self.order == "arrival" and not self.monitor:
             return []
-        return [out for task in tasks() if isinstance(task, Sender) for out in task.wake()]
+        if not any(task.may_sleep and not batch.replay for task, batch in parts):
+            return []
+        return [out for task in tasks() for out in task.wake()]
 
     def process(self, parts: Sequence[tuple[Any, RecordBatch]]) -> list[OutBatch]:
         outputs: list[OutBatch] = type(parts[0][0]).process_run(self, parts)
@@ -157,8 +182,8 @@ class FraudPipeline:
     def warm(self) -> None:
         """A tiny run through all stages, with a pipeline of its own: compiles every kernel."""
         engine.warm(self.settings.features)
-        trial = FraudPipeline(self.settings, self.slot, self.order, 2, self.log_features)
-        trial.bind({name: TopicInfo(name, 2, "warm") for name in _TOPICS})
+        trial = FraudPipeline(self.settings, self.slot, self.order, 2, self.log_features, monitor=self.monitor)
+        trial.bind({info.name: TopicInfo(info.name, 2, "warm") for info in trial.topics})
         now = 1_600_000_000_000
         for n in (1, 9):
             events = [
@@ -169,7 +194,7 @@ class FraudPipeline:
             outputs: list[OutBatch] = []
             for topic, values in ((TRANSACTIONS, events), (LABELS, known)):
                 outputs += trial.process([(trial.task(TP(topic, 0)), _trial_batch(topic, values, now))])
-            shuffled = [v for out in outputs for v in out.values if v is not None]
+            shuffled = [v for out in outputs if out.topic == BY_TERMINAL for v in out.values if v is not None]
             trial.process([(trial.task(TP(BY_TERMINAL, 0)), _trial_batch(BY_TERMINAL, shuffled, now))])
 
     def quality(self) -> dict[str, dict[str, dict[str, int]]]:
@@ -179,13 +204,15 @@ class FraudPipeline:
         return {topic: fields for topic, fields in counted.items() if fields}
 
     def figures(self) -> dict[str, int]:
-        """What this worker has done since its start; once all is out, received = scored + dead_letters + duplicates."""
+        """What this worker has done since its start; once all is out, received = scored + dead_letters
+        + duplicates + shed."""
         names = (
             "received",
             "scored",
             "dead_letters",
             "duplicates",
             "late",
+            "shed",
             "labels",
             "replayed",
             "resent_rows",

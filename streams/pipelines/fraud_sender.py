@@ -1,4 +1,4 @@
-"""What the card and the label task have in common: both send rows to the terminal stage, and say how far they are."""
+"""How tasks of the fraud pipeline send rows to a stage behind them, and tell it how far they are (rule 5)."""
 
 from __future__ import annotations
 
@@ -17,12 +17,71 @@ from streams.topics import BY_TERMINAL
 if TYPE_CHECKING:
     from streams.pipelines.fraud import FraudPipeline
 
-__all__ = ["Sender", "shuffled"]
+__all__ = ["Sender", "Teller", "shuffled"]
 
 #: a source that has nothing to send for so long says so, if it has read its log to the end
 _IDLE_AFTER_S = 1.0
 #: and says it again after so long: a sender that lost its partition without knowing may have said the opposite
 _IDLE_AGAIN_S = 30.0
+
+
+class Teller:
+    """Tells all partitions of ``topic`` how far the source ``tp`` is, or that it is idle: decisions by the clock, and
+    so no part of a state. A restarted task makes them anew."""
+
+    def __init__(self, pipeline: FraudPipeline, tp: TP, topic: str, interval_s: float = 0.0) -> None:
+        self._pipeline = pipeline
+        self._tp = tp
+        self._topic = topic
+        self._interval_s = interval_s
+        self._told_ms: int | None = None
+        self._told_s = float("-inf")
+        self._told_idle = False
+        #: what is in the log may say that this source is idle, from before this task or from this task itself
+        self.may_sleep = True
+        self._idle_told_s = 0.0
+        self._quiet_since: float | None = None
+
+    def sent(self) -> None:
+        """Rows go to the topic."""
+        self._told_idle = False
+        self._quiet_since = None
+
+    def tick(self, now_s: float, at_end: bool, watermark_ms: int | None, next_offset: int) -> list[OutBatch]:
+        """What is to be told now. A source that has sent nothing yet is waited for far longer: its first records may be
+        on their way."""
+        if self._told_idle and now_s - self._idle_told_s < _IDLE_AGAIN_S:
+            return []
+        kind: MessageKind | None = None
+        patience_s = self._pipeline.first_wait_s if watermark_ms is None else _IDLE_AFTER_S
+        if watermark_ms != self._told_ms:
+            if now_s - self._told_s < self._interval_s:
+                return []
+            kind = "watermark"
+            self._told_ms, self._told_s = watermark_ms, now_s
+        elif not at_end:
+            self._quiet_since = None
+        elif self._quiet_since is None:
+            self._quiet_since = now_s
+        elif now_s - self._quiet_since >= patience_s and self._pipeline.end_confirmed(self._tp):
+            kind = "idle"
+            self._told_idle = self.may_sleep = True
+            self._idle_told_s = now_s
+        return [] if kind is None else self._mark(kind, watermark_ms, next_offset)
+
+    def wake(self, watermark_ms: int | None, next_offset: int) -> list[OutBatch]:
+        """Tells that this source is not idle, if the log may say that it is."""
+        if not self.may_sleep:
+            return []
+        self.may_sleep = self._told_idle = False
+        self._quiet_since = None
+        return self._mark("watermark", watermark_ms, next_offset)
+
+    def _mark(self, kind: MessageKind, watermark_ms: int | None, next_offset: int) -> list[OutBatch]:
+        none = np.empty(0, np.int64)
+        block = Block(self._tp.topic, self._tp.partition, next_offset, none, none)
+        sent = Sent(self._pipeline.source(self._tp), block, watermark_ms)
+        return shuffled(self._pipeline, kind, [sent], None, self._topic)
 
 
 class Sender:
@@ -35,19 +94,12 @@ class Sender:
         self.next_offset = 0
         #: newest time of the rows or labels so far; None before the first
         self.newest_ms: int | None = None
-        # decisions by the clock, and so no part of the state: a restarted task makes them anew
-        self._told_ms: int | None = None
-        self._told_idle = False
-        #: what is in the log may say that this source is idle, from before this task or from this task itself
-        self._may_sleep = True
-        self._idle_told_s = 0.0
-        self._quiet_since: float | None = None
+        self.teller = Teller(pipeline, tp, BY_TERMINAL)
 
     def sent(self, block: Block, times: IntArray) -> Sent:
         """The block as what this source sends; ``times`` are its rows' or labels' times."""
         self.remember(times)
-        self._told_idle = False
-        self._quiet_since = None
+        self.teller.sent()
         return Sent(self.source, block, self.watermark_ms)
 
     def remember(self, times: IntArray) -> None:
@@ -74,51 +126,32 @@ class Sender:
         self.newest_ms = optional_of(arrays["newest_ms"])
 
     def tick(self, now_s: float, at_end: bool) -> list[OutBatch]:
-        """By the sender's clock: tells all target partitions how far this source is, or that it is idle.
-
-        A source that has sent nothing yet is waited for far longer: its first records may be on their way.
-        """
-        if self.pipeline.order == "arrival" or (self._told_idle and now_s - self._idle_told_s < _IDLE_AGAIN_S):
+        """See `Teller.tick`; in order of arrival the terminal stage waits for nobody."""
+        if self.pipeline.order == "arrival":
             return []
-        kind: MessageKind | None = None
-        patience_s = self.pipeline.first_wait_s if self.watermark_ms is None else _IDLE_AFTER_S
-        if self.watermark_ms != self._told_ms:
-            kind = "watermark"
-            self._told_ms = self.watermark_ms
-        elif not at_end:
-            self._quiet_since = None
-        elif self._quiet_since is None:
-            self._quiet_since = now_s
-        elif now_s - self._quiet_since >= patience_s and self.pipeline.end_confirmed(self.tp):
-            kind = "idle"
-            self._told_idle = self._may_sleep = True
-            self._idle_told_s = now_s
-        return [] if kind is None else self._mark(kind)
+        return self.teller.tick(now_s, at_end, self.watermark_ms, self.next_offset)
 
     def wake(self) -> list[OutBatch]:
-        """Tells all target partitions that this source is not idle, if the log may say that it is."""
-        if not self._may_sleep:
+        """See `Teller.wake`."""
+        if self.pipeline.order == "arrival":
             return []
-        self._may_sleep = self._told_idle = False
-        self._quiet_since = None
-        return self._mark("watermark")
+        return self.teller.wake(self.watermark_ms, self.next_offset)
 
     @property
     def may_sleep(self) -> bool:
         """Whether the log may say that this source is idle."""
-        return self._may_sleep
-
-    def _mark(self, kind: MessageKind) -> list[OutBatch]:
-        none = np.empty(0, np.int64)
-        block = Block(self.tp.topic, self.tp.partition, self.next_offset, none, none)
-        return shuffled(self.pipeline, kind, [Sent(self.source, block, self.watermark_ms)], None)
+        return self.pipeline.order != "arrival" and self.teller.may_sleep
 
 
 def shuffled(
-    pipeline: FraudPipeline, kind: MessageKind, sent: Sequence[Sent], targets: IntArray | None
+    pipeline: FraudPipeline,
+    kind: MessageKind,
+    sent: Sequence[Sent],
+    targets: IntArray | None,
+    topic: str = BY_TERMINAL,
 ) -> list[OutBatch]:
-    """The messages of `pack`, a batch for each target partition."""
+    """The messages of `pack`, a batch for each target partition of the topic."""
     values: dict[int, list[bytes]] = {}
-    for p, value in pack(kind, sent, targets, pipeline.infos[BY_TERMINAL].partitions):
+    for p, value in pack(kind, sent, targets, pipeline.infos[topic].partitions):
         values.setdefault(p, []).append(value)
-    return [OutBatch(BY_TERMINAL, of, None, p) for p, of in values.items()]
+    return [OutBatch(topic, of, None, p) for p, of in values.items()]

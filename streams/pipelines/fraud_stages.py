@@ -77,15 +77,15 @@ class CardStage:
         stage._seen = Dedupe.from_arrays(under(_SEEN, arrays), **_dedupe_settings(settings))
         return stage
 
-    def process(self, block: Block) -> CardRows:
-        """Drops repeated transactions, adds the features by card."""
+    def process(self, block: Block, *, wanted: bool = True) -> CardRows:
+        """Drops repeated transactions, adds the features by card; where these are not ``wanted``, only to the state."""
         repeated = self._seen.process(block.ids["transaction_id"].keys(), block.event_time_ms)
         duplicates = int(np.count_nonzero(repeated))
         rows = block.take(~repeated) if duplicates else block
         stream_time_ms = self._windows.stream_time_ms
-        matrix, late = self._windows.process(rows)
+        matrix, late = self._windows.process(rows, wanted=wanted)
         lateness = late_by_ms(rows.event_time_ms, stream_time_ms) if late.any() else np.zeros(len(rows), np.int64)
-        columns = {name: matrix[:, j] for j, name in enumerate(self._windows.names)}
+        columns = {name: matrix[:, j] for j, name in enumerate(self._windows.names)} if wanted else {}
         out = Block(
             topic=rows.topic,
             partition=rows.partition,
@@ -177,12 +177,15 @@ class TerminalStage:
         """Ids and columns of the rows that `windows` looks at."""
         return frozenset({"transaction_id", "event_time", self._windows.entity, *self._windows.fields})
 
-    def windows(self, rows: Block, labels: Block | None, kinds: BoolArray | None) -> tuple[FloatArray, BoolArray]:
-        """(n, k) features by terminal and the late mask; labels become part of the state.
+    def windows(
+        self, rows: Block, labels: Block | None, kinds: BoolArray | None, *, wanted: bool = True
+    ) -> tuple[FloatArray, BoolArray]:
+        """(n, k) features by terminal, (n, 0) where they are not ``wanted``, and the late mask; labels become part of
+        the state.
 
         ``kinds`` is the order of rows and labels in the log, True = the next label.
         """
-        return self._windows.process(rows, labels, kinds)
+        return self._windows.process(rows, labels, kinds, wanted=wanted)
 
     def process(self, rows: Block, labels: Block | None, kinds: BoolArray | None) -> tuple[FloatArray, BoolArray]:
         """`windows`, then `Assembly.of` them: (n, d) float64 features in the set's order, and the late mask."""

@@ -7,26 +7,31 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import orjson
 
-from features.arrays import Arrays, check_like, prefixed, under
+from features.arrays import Arrays, check_like, of_optional, optional_of, prefixed, under
 from features.block import Block, BoolArray, FloatArray, Ids, IntArray
-from streams.codec import Dead, decode_together
-from streams.encode import decimal_keys, source_headers
+from streams.codec import Dead
+from streams.encode import source_headers
 from streams.log import TP, OutBatch, RecordBatch
 from streams.merge import ArrivalOrder, EventTimeOrder, Merged, Order
+from streams.model_cuts import runs_by_lineup
 from streams.partitioner import partitions_of
+from streams.pipelines.fraud_lineup import score_rows
+from streams.pipelines.fraud_monitor import LabelOutlet, Numbered, VectorOutlet, send_labels
+from streams.pipelines.fraud_records import SOURCE_PARTITION, late_by_terminal, unscored
 from streams.pipelines.fraud_sender import Sender, shuffled
 from streams.pipelines.fraud_stages import CardRows, CardStage, TerminalStage, empty_rows, label_targets, late_by_ms
-from streams.reasons import reason_texts
 from streams.rows import Rows
+from streams.shedding import SHED, report, shed_rows
 from streams.shuffle import Sent, ShuffleError, SourcePositions, unpack
-from streams.stage import dead_letters, fresh_part
-from streams.topics import BY_TERMINAL, FRAUD_SCORES, LABELS, LATE_EVENTS, TRANSACTIONS
+from streams.stage import dead_letters, fresh_part, late_records
+from streams.topics import BY_TERMINAL, LABELS, TRANSACTIONS
 
 if TYPE_CHECKING:
     from streams.pipelines.fraud import FraudPipeline
@@ -39,8 +44,6 @@ logger = logging.getLogger("headrace.fraud")
 _WAIT_SAID_S = 15.0
 #: before the names of the arrays of a task's parts
 _POSITIONS, _ORDER, _STAGE = "positions/", "order/", "stage/"
-#: column in which each shuffled row remembers the partition that it came from
-_SOURCE_PARTITION = "source_partition"
 
 
 class CardTask(Sender):
@@ -64,14 +67,17 @@ class CardTask(Sender):
         batches = [fresh_part(batch, task.next_offset) for task, batch in parts]
         nbytes = sum(batch.nbytes for batch in batches)
         with pipeline.meters.part("decode", nbytes):
-            decoded = decode_together(pipeline.transactions.decode, batches)
+            decoded = pipeline.guard.decode(pipeline.transactions.decode, batches)
         with pipeline.meters.part("features", nbytes):
-            made = [task._features(block) for (task, _), (block, _) in zip(parts, decoded, strict=True)]
+            made = [task._features(block, batch) for (task, batch), (block, _) in zip(parts, decoded, strict=True)]
         outputs: list[OutBatch] = []
         sent: list[Sent] = []
         for (task, _), batch, (_, dead), rows in zip(parts, batches, decoded, made, strict=True):
             task._account(batch, dead, rows, outputs)
             if not batch.replay and len(rows.block):
+                shed = None if pipeline.shedder is None else pipeline.shedder.choose(rows.block)
+                if shed is not None:
+                    rows.block.columns[SHED] = shed
                 sent.append(task.sent(rows.block, rows.block.event_time_ms))
         if sent:
             with pipeline.meters.part("shuffle", nbytes):
@@ -81,7 +87,9 @@ class CardTask(Sender):
                 outputs = shuffled(pipeline, "rows", sent, targets) + outputs
         return outputs
 
-    def _features(self, block: Block) -> CardRows:
+    def _features(self, block: Block, batch: RecordBatch) -> CardRows:
+        if batch.replay:
+            return self.stage.process(block, wanted=False)
         self._watch_placement(block)
         return self.stage.process(block)
 
@@ -91,13 +99,13 @@ class CardTask(Sender):
         self.next_offset = batch.next_offset
         rows = result.block
         if batch.replay:
-            counts["replayed"] += len(batch)
+            self.pipeline.meters.replayed(len(batch))
             self.remember(rows.event_time_ms)
             return
         counts["received"] += len(batch)
         counts["dead_letters"] += len(dead)
         counts["duplicates"] += result.duplicates
-        rows.columns[_SOURCE_PARTITION] = np.full(len(rows), self.tp.partition, np.int64)
+        rows.columns[SOURCE_PARTITION] = np.full(len(rows), self.tp.partition, np.int64)
         if dead:
             outputs.append(dead_letters(batch, dead, "card"))
         if rows.columns["late"].any():
@@ -117,24 +125,27 @@ class CardTask(Sender):
         index = np.searchsorted(np.array(batch.offsets, np.int64), rows.offsets).tolist()
         events = [orjson.Fragment(batch.values[i] or b"null") for i in index]
         sources = source_headers(self.tp.topic, np.full(len(rows), self.tp.partition), rows.offsets)
-        return _late_records("card", events, [batch.keys[i] for i in index], sources, result.lateness_ms[late])
-
-
-def _late_records(
-    stage: str, events: Sequence[Any], keys: Sequence[bytes | None], sources: list[bytes], lateness_ms: IntArray
-) -> OutBatch:
-    """Records of late-events: the event, how late it was, and what was done."""
-    done = f"scored and flagged late; not in the windows by {stage}"
-    values = [
-        orjson.dumps({"event": event, "lateness_ms": behind, "done": done})
-        for event, behind in zip(events, lateness_ms.tolist(), strict=True)
-    ]
-    headers = [[("stage", stage.encode()), ("source", source)] for source in sources]
-    return OutBatch(LATE_EVENTS, values, keys, None, headers)
+        return late_records("card", events, [batch.keys[i] for i in index], sources, result.lateness_ms[late])
 
 
 class LabelTask(Sender):
-    """transaction-labels -> by terminal, or to every partition where a label does not name its terminal."""
+    """transaction-labels -> by terminal, or to every partition where a label does not name its terminal; and to the
+    monitor."""
+
+    def __init__(self, pipeline: FraudPipeline, tp: TP) -> None:
+        super().__init__(pipeline, tp)
+        self.to_monitor = LabelOutlet(pipeline, tp)
+
+    def tick(self, now_s: float, at_end: bool) -> list[OutBatch]:
+        told = self.to_monitor.tick(now_s, at_end, self.watermark_ms, self.next_offset)
+        return super().tick(now_s, at_end) + told
+
+    def wake(self) -> list[OutBatch]:
+        return super().wake() + self.to_monitor.wake(self.watermark_ms, self.next_offset)
+
+    @property
+    def may_sleep(self) -> bool:
+        return super().may_sleep or self.to_monitor.may_sleep
 
     @staticmethod
     def process_run(pipeline: FraudPipeline, parts: Sequence[tuple[LabelTask, RecordBatch]]) -> list[OutBatch]:
@@ -142,7 +153,7 @@ class LabelTask(Sender):
         batches = [fresh_part(batch, task.next_offset) for task, batch in parts]
         outputs: list[OutBatch] = []
         with pipeline.meters.part("labels", sum(batch.nbytes for batch in batches)):
-            decoded = decode_together(pipeline.labels.decode, batches)
+            decoded = pipeline.guard.decode(pipeline.labels.decode, batches)
             sent = []
             for (task, _), batch, (block, dead) in zip(parts, batches, decoded, strict=True):
                 task._account(batch, block, dead, outputs)
@@ -153,6 +164,10 @@ class LabelTask(Sender):
                 targets = np.concatenate([label_targets(block, n) for _, block in sent])
                 slim = [task.sent(_slim(block), block.columns["label_time"].astype(np.int64)) for task, block in sent]
                 outputs = shuffled(pipeline, "labels", slim, targets) + outputs
+                if pipeline.monitor:
+                    for task, _ in sent:
+                        task.to_monitor.teller.sent()
+                    outputs += send_labels(pipeline, slim)
         return outputs
 
     def _account(self, batch: RecordBatch, block: Block, dead: list[Dead], outputs: list[OutBatch]) -> None:
@@ -194,7 +209,9 @@ class TerminalTask:
         self._none = empty_rows(pipeline.settings)
         self._reads = self.stage.reads
         self._waits_since: float | None = None
+        self._come_to_ms: int | None = None
         self._forced = 0
+        self.to_monitor = VectorOutlet(pipeline, tp)
         self.order: Order = ArrivalOrder()
         if pipeline.order == "event_time":
             infos = pipeline.infos
@@ -202,9 +219,11 @@ class TerminalTask:
 
     def state(self) -> Arrays:
         """All that `process` depends on, as plain arrays, between two batches; equal for equal logs: ``next_offset``
-        (1,), and ``positions/..``, ``order/..`` and ``stage/..`` as these parts say."""
+        (1,), ``next_number`` (0 or 1,) of `VectorOutlet`, and ``positions/..``, ``order/..`` and ``stage/..`` as these
+        parts say."""
         return {
             "next_offset": np.array([self.next_offset], np.int64),
+            "next_number": of_optional(self.to_monitor.next_number),
             **prefixed(_POSITIONS, self.positions.to_arrays()),
             **prefixed(_ORDER, self.order.to_arrays()),
             **prefixed(_STAGE, self.stage.to_arrays()),
@@ -214,16 +233,18 @@ class TerminalTask:
         """The reverse of `state`, on a task that has seen nothing yet. StateError: of another kind of task or state."""
         check_like(arrays, self.state(), "{}/{}".format(*self.tp))
         self.next_offset = int(arrays["next_offset"][0])
+        self.to_monitor.next_number = optional_of(arrays["next_number"])
         self.positions = SourcePositions.from_arrays(under(_POSITIONS, arrays))
         self.order.restore(under(_ORDER, arrays))
         self._forced = self.order.forced
         self.stage = TerminalStage.from_arrays(self.pipeline.settings, under(_STAGE, arrays))
 
     def tick(self, now_s: float, at_end: bool) -> list[OutBatch]:
-        """Nothing to send, this stage's order is its log's; says whom it waits for when that takes long."""
+        """Tells the monitor how far this stage is; says in the log whom it waits for when that takes long."""
         waits_for = self.order.waits_for()
-        if not waits_for:
-            self._waits_since = None
+        come_to_ms = self.stage.stream_time_ms
+        if not waits_for or come_to_ms != self._come_to_ms:  # under load some rows always wait, but not the same ones
+            self._waits_since, self._come_to_ms = None, come_to_ms
         elif self._waits_since is None:
             self._waits_since = now_s
         elif now_s - max(self._waits_since, self.pipeline.wait_said_s) >= _WAIT_SAID_S:
@@ -237,15 +258,30 @@ class TerminalTask:
                 names,
                 f" and {len(waits_for) - 4} more" if len(waits_for) > 4 else "",
             )
-        return []
+        return self.to_monitor.tick(now_s, at_end, self.stage.stream_time_ms)
+
+    def wake(self) -> list[OutBatch]:
+        """See `VectorOutlet.wake`."""
+        return self.to_monitor.wake(self.stage.stream_time_ms)
+
+    @property
+    def may_sleep(self) -> bool:
+        """See `VectorOutlet.may_sleep`."""
+        return self.to_monitor.may_sleep
 
     @staticmethod
     def process_run(pipeline: FraudPipeline, parts: Sequence[tuple[TerminalTask, RecordBatch]]) -> list[OutBatch]:
         """See `streams.worker.Pipeline.process`."""
         outputs: list[OutBatch] = []
-        vectors = TerminalTask.vectors(pipeline, parts, outputs)
-        if vectors is not None:
-            outputs.append(_scores(pipeline, vectors, sum(batch.nbytes for _, batch in parts)))
+        for lineup, pieces in runs_by_lineup(pipeline.slot, parts):
+            vectors = TerminalTask.vectors(pipeline, pieces, outputs)
+            if vectors is not None:
+                score = partial(score_rows, pipeline, lineup, vectors, sum(batch.nbytes for _, batch in pieces))
+                scored, poisoned = pipeline.guard.run(score, len(vectors.rows))
+                outputs += [out for part in scored for out in part]
+                if poisoned:
+                    outputs.append(unscored(vectors.rows, poisoned))
+                    pipeline.meters.counts["dead_letters"] += len(poisoned)
         return outputs
 
     @staticmethod
@@ -256,29 +292,37 @@ class TerminalTask:
         events go to ``outputs``."""
         nbytes = sum(batch.nbytes for _, batch in parts)
         windows: list[_Windows] = []
+        numbered = Numbered()
         with pipeline.meters.part("shuffle", nbytes):
             due = [task._due(batch, outputs) for task, batch in parts]
         with pipeline.meters.part("features", nbytes):
             for (task, batch), merged in zip(parts, due, strict=True):
-                made = task._windows(merged)
+                made = task._windows(merged, not batch.replay)
+                numbers = task.to_monitor.number(batch, len(made.late))
                 if batch.replay:
-                    pipeline.meters.counts["replayed"] += len(made.late)
+                    pipeline.meters.replayed(len(made.late))
                 elif merged.rows is not None:
                     windows.append(made)
+                    numbered.add(task.to_monitor, numbers, task.stage.stream_time_ms)
             if not windows:
                 return None
             rows = Rows.concat([made.rows for made in windows if made.rows is not None]).block("", 0, 0)
             late_here = np.concatenate([made.late for made in windows])
             by_terminal = np.concatenate([made.matrix for made in windows])
-            matrix, late = parts[0][0].stage.assembly.of(rows, by_terminal, late_here)
-        if late.any():
-            pipeline.meters.counts["late"] += int(np.count_nonzero(late))
             # what was late by card is in late-events already, as its original bytes
             only_here = np.flatnonzero(late_here & (rows.columns["late"] == 0))
             if len(only_here):
                 lateness_ms = np.concatenate([made.lateness_ms for made in windows])[only_here]
-                outputs.append(_late_by_terminal(rows.take(only_here), lateness_ms))
-        return Vectors(rows, matrix, late)
+                outputs.append(late_by_terminal(rows.take(only_here), lateness_ms))
+            shed = shed_rows(rows)
+            if shed is not None:
+                if shed.all():
+                    return None
+                rows, by_terminal, late_here = rows.take(~shed), by_terminal[~shed], late_here[~shed]
+                numbered = numbered.without(shed)
+            matrix, late = parts[0][0].stage.assembly.of(rows, by_terminal, late_here)
+        pipeline.meters.counts["late"] += int(np.count_nonzero(late))
+        return Vectors(rows, matrix, late, numbered)
 
     def _due(self, batch: RecordBatch, outputs: list[OutBatch]) -> Merged:
         """Takes the batch's messages, unreadable ones to ``outputs``; returns what has become due."""
@@ -293,8 +337,12 @@ class TerminalTask:
                 continue
             start = self.positions.fresh(message.source, message.rows.offsets)
             if start:
-                counts["resent_rows"] += 0 if batch.replay else start
                 message.rows = message.rows.part(start, len(message.rows))
+            if not batch.replay:
+                counts["resent_rows"] += start
+                shed, named = report(message, f"{self.tp.topic}/{self.tp.partition}/{batch.offsets[i]}")
+                counts["shed"] += shed
+                outputs += [] if named is None else [named]
             self.order.push(message)
         self.next_offset = batch.next_offset
         if dead and not batch.replay:
@@ -306,31 +354,43 @@ class TerminalTask:
                     "features may differ from the exact ones (counted as forced)",
                     *self.tp,
                 )
-            counts["forced"] += 0 if batch.replay else self.order.forced - self._forced
+            if not batch.replay:
+                counts["forced"] += self.order.forced - self._forced
             self._forced = self.order.forced
         return self.order.due()
 
-    def _windows(self, due: Merged) -> _Windows:
-        """The rows and labels that are due, through the windows by terminal."""
+    def _windows(self, due: Merged, wanted: bool) -> _Windows:
+        """The rows and labels that are due, through the windows by terminal; features where they are wanted."""
         rows = self._none if due.rows is None else due.rows.block("", 0, 0, self._reads)
         labels = None if due.labels is None else due.labels.block("", 0, 0)
         stream_time_ms = self.stage.stream_time_ms
-        matrix, late = self.stage.windows(rows, labels, None if labels is None else due.kinds)
+        matrix, late = self.stage.windows(rows, labels, None if labels is None else due.kinds, wanted=wanted)
         lateness_ms = late_by_ms(rows.event_time_ms, stream_time_ms) if late.any() else np.zeros(len(late), np.int64)
         return _Windows(due.rows, matrix, late, lateness_ms)
 
 
 class Vectors(NamedTuple):
-    """n rows with their features (n, d) in the set's order and late flags (n,)."""
+    """n rows with their features (n, d) in the set's order and late flags (n,), and whose they are."""
 
     rows: Block
     matrix: FloatArray
     late: BoolArray
+    numbered: Numbered
 
     @property
     def source_partitions(self) -> IntArray:
         """(n,) partition of transactions that each row came from; its offset there is ``rows.offsets``."""
-        return self.rows.columns[_SOURCE_PARTITION].astype(np.int64, copy=False)
+        return self.rows.columns[SOURCE_PARTITION].astype(np.int64, copy=False)
+
+    def part(self, start: int, stop: int) -> Vectors:
+        """The rows from ``start`` up to ``stop``."""
+        n = len(self.rows)
+        if stop - start == n:
+            return self
+        others = np.ones(n, np.bool_)
+        others[start:stop] = False
+        rows, numbered = self.rows.part(start, stop), self.numbered.without(others)
+        return Vectors(rows, self.matrix[start:stop], self.late[start:stop], numbered)
 
 
 class _Windows(NamedTuple):
@@ -340,45 +400,3 @@ class _Windows(NamedTuple):
     matrix: FloatArray
     late: BoolArray
     lateness_ms: IntArray
-
-
-def _late_by_terminal(rows: Block, lateness_ms: IntArray) -> OutBatch:
-    ids = {name: rows.ids[name].to_list() for name in ("transaction_id", "card_id", "terminal_id")}
-    times, amounts = rows.event_time_ms.tolist(), rows.columns["amount"].tolist()
-    extra = [orjson.loads(text or b"{}") for text in rows.extra or [None] * len(rows)]
-    events = [
-        {
-            "transaction_id": ids["transaction_id"][i],
-            "event_time": times[i],
-            "card_id": ids["card_id"][i],
-            "terminal_id": ids["terminal_id"][i],
-            "amount": amounts[i],
-            **extra[i],
-        }
-        for i in range(len(rows))
-    ]
-    sources = source_headers(TRANSACTIONS, rows.columns[_SOURCE_PARTITION].astype(np.int64), rows.offsets)
-    return _late_records("terminal", events, _texts(rows.ids["card_id"]), sources, lateness_ms)
-
-
-def _scores(pipeline: FraudPipeline, vectors: Vectors, nbytes: int) -> OutBatch:
-    meters, rows = pipeline.meters, vectors.rows
-    serving = pipeline.slot.serving
-    with meters.part("score", nbytes):
-        raw, score = serving.score(vectors.matrix)
-    with meters.part("explain", nbytes):
-        reasons = serving.reasons(vectors.matrix, score, vectors.source_partitions, rows.offsets)
-        texts = reason_texts(len(rows), reasons)
-    with meters.part("encode", nbytes):
-        values = pipeline.encoder.encode(
-            rows, features=vectors.matrix, late=vectors.late, model=serving.label, score=score, raw=raw, reasons=texts
-        )
-        keys = _texts(rows.ids["transaction_id"])
-        sources = source_headers(TRANSACTIONS, vectors.source_partitions, rows.offsets)
-        headers = [{"source": source} for source in sources]
-    meters.counts["scored"] += len(rows)
-    return OutBatch(FRAUD_SCORES, values, keys, None, headers)
-
-
-def _texts(ids: Ids) -> list[bytes]:
-    return decimal_keys(ids.ints) if ids.ints is not None else ids.texts()

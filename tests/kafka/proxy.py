@@ -6,6 +6,7 @@ import socket
 import struct
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 
 _METADATA, _FIND_COORDINATOR = 3, 10
@@ -26,6 +27,8 @@ class Proxy:
         #: whether new connections are ended at once, and how long every response is held back
         self.refuses = False
         self.delay_s = 0.0
+        #: told of each request before it goes on (True) and of its response (False), by Kafka's number of the request
+        self.seen: Callable[[int, bool], None] = lambda api, is_request: None
         self._connections: list[socket.socket] = []
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -62,6 +65,7 @@ class Proxy:
         while (body := _receive(client)) is not None:
             api, version, correlation = struct.unpack(">hhi", body[:8])
             asked[correlation] = (api, version)
+            self.seen(api, True)
             if not _send(broker, body):
                 break
         _shut(client)
@@ -76,6 +80,7 @@ class Proxy:
                 body = _without_brokers(body)
                 self.said_none += 1
             time.sleep(self.delay_s)
+            self.seen(api, False)
             if not _send(client, body):
                 break
         _shut(client)

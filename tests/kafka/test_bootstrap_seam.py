@@ -56,6 +56,12 @@ def test_half_from_files_and_half_from_topics(kafka: Broker, tmp_path: Path) -> 
     expected = STREAM.features()
     got = tail.features()
     assert len(got) == count and got == {i: expected[i] for i in got}
+    check = ("verify", "--bootstrap", kafka.bootstrap, "--group", "seam", "--order", "event_time", "--json")
+    verified = headrace(*check, "--checkpoints", kept)
+    assert verified.returncode == 0, verified.stdout
+    found = json.loads(verified.stdout.splitlines()[-1])
+    assert found["mismatching_rows"] == 0 and found["stages"]["terminal"]["rows"] == count
+    assert headrace(*check, "--checkpoints", "none").returncode == 1, "without its history"
 
     again = headrace(*words, "--group", "seam")
     assert again.returncode == 1 and "group seam has committed offsets already" in again.stderr

@@ -56,6 +56,12 @@ def judge(field: Field, v: Any, timestamp_ms: int) -> tuple[str, list[str], Any]
         return "missing", [], None
     if field.kind == "id":
         return judge_id(field, v)
+    if field.kind == "choice":
+        if type(v) is not str:
+            return "wrong_type", [], None
+        if v not in (field.categories or ()):
+            return "out_of_range", [], None
+        return "", [], (field.categories or ()).index(v)
     if type(v) is not int and not (field.kind == "number" and type(v) is float):
         return "wrong_type", [], None
     if field.clip:

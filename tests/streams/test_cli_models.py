@@ -400,7 +400,8 @@ def test_promote_and_roll_back(headrace: Headrace, model_text: Callable[..., Pat
     registry = Registry(tmp_path)
     assert registry.aliases() == {"champion": "a@3"} and registry.previous == "a@2"
     assert headrace("models", "rollback", *where).out == "a@2 is champion again\n"
-    assert registry.aliases() == {"champion": "a@2"} and registry.previous is None
+    assert registry.aliases() == {"champion": "a@2"} and registry.previous == "a@1"
+    assert headrace("models", "rollback", *where).out == "a@1 is champion again\n"
     assert headrace("models", "rollback", *where).code == 1
     assert headrace("models", "promote", "a@9", *where).code == 2
 
@@ -543,7 +544,7 @@ def test_the_registry_may_come_from_the_environment(
 
 @pytest.mark.parametrize(
     "words", [[c] for c in ("features", "train", "models", "score")] + [["models", a] for a in
-              ("list", "show", "add", "promote", "rollback")]
+              ("list", "show", "add", "diff", "promote", "rollback", "shadow", "canary")]
 )  # fmt: skip
 def test_help_has_an_example(headrace: Headrace, words: list[str]) -> None:
     result = headrace(*words, "--help")

@@ -25,6 +25,8 @@ def test_what_is_nearer_wins(tmp_path: Path) -> None:
     got = load_settings(path, env, {"partitions": None, "order": "event_time"})
     assert (got.group, got.partitions, got.models, got.order) == ("environment", 8, "m", "event_time")
     assert load_settings(path, env, {"group": "option"}).group == "option"
+    assert load_settings(None, {}, defaults={"group": "of the command", "partitions": 2}).group == "of the command"
+    assert load_settings(path, {}, defaults={"group": "of the command"}).group == "file"
     assert load_settings(None, {}) == Settings()
 
 
@@ -45,6 +47,7 @@ def test_the_environment_gives_numbers_and_flags() -> None:
     env = {"HEADRACE_PARTITIONS": "12", "HEADRACE_LOG_FEATURES": "FALSE", "HEADRACE_BATCH_RECORDS": "1"}
     got = load_settings(None, env)
     assert (got.partitions, got.log_features, got.batch_records) == (12, False, 1)
+    assert load_settings(None, {"HEADRACE_EXPLORE": "0.05"}).explore == 0.05
 
 
 @pytest.mark.parametrize(
@@ -65,6 +68,10 @@ def test_the_environment_gives_numbers_and_flags() -> None:
         ("reasons_max = -1", "setting reasons_max: -1 is below 0"),
         ("log_features = 3", "setting log_features: 3 is neither true nor false"),
         ("group = 5", "setting group: 5 is not text"),
+        ('explore = "often"', "setting explore: 'often' is not a number; recommend: share of lists"),
+        ("explore = nan", "setting explore: nan is not a number"),
+        ("explore = true", "setting explore: True is not a number"),
+        ("explore = -0.1", "setting explore: -0.1 is below 0"),
         ('kafka = "x"', r"setting kafka: 'x' is not a table; write \[kafka\]"),
         ("[[", "not TOML"),
         ('[kafka]\n"sasl.password" = "${env:NOT_THERE_9}"', "kafka.sasl.password: environment variable NOT_THERE_9"),

@@ -33,6 +33,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from features.fraud import DEFAULT
+from models.lineup import Lineup
+from models.slot import ModelSlot
 from streams.errors import FatalError
 from streams.log import TP
 from streams.pipelines.fraud import FraudPipeline
@@ -243,12 +245,9 @@ def test_a_model_scores_the_logged_features_as_lightgbm_does() -> None:
     data = lgb.Dataset(x, (x[:, 0] + x[:, 4] > 10).astype(float), feature_name=list(DEFAULT.names))
     booster = lgb.train({"objective": "binary", "verbosity": -1, "num_leaves": 7}, data, 10)
 
-    class Slot:
+    class Booster:
         label = "m@3"
-
-        @property
-        def serving(self) -> Slot:
-            return self
+        model = None
 
         @staticmethod
         def score(matrix: Any) -> tuple[Any, Any]:
@@ -258,7 +257,9 @@ def test_a_model_scores_the_logged_features_as_lightgbm_does() -> None:
         def reasons(*_: Any) -> None:
             return None
 
-    fed = Fed(make_pipeline(slot=Slot()))  # type: ignore[arg-type]
+    slot = ModelSlot()
+    slot.install(Lineup(Booster()))  # type: ignore[arg-type]
+    fed = Fed(make_pipeline(slot=slot))
     fed.feed([transaction(i, NOW - DAY + i, amount=float(i)) for i in range(30)])
     scores = fed.scores()
     vectors = np.array([list(s["features"].values()) for s in scores])

@@ -17,7 +17,7 @@ from workers import CountingPipeline, CountingTask, Running, names, read_all, se
 
 from streams.checkpoint_store import CheckpointStore, Series
 from streams.checkpoints import Checkpoints, CheckpointSettings
-from streams.log import TP, Log, connect
+from streams.log import TP, Log, RecordBatch, connect
 from streams.recovery import Progress
 from streams.store import open_store
 
@@ -189,3 +189,59 @@ def test_a_worker_that_leaves_while_it_writes_writes_again(tmp_path: Path) -> No
     task.seconds = 0.0
     checkpoints.finish({tp: task}, 10.0)
     assert store.offsets(SERIES[0]) == [7]
+
+
+def test_a_task_within_a_block_has_its_turn_another_time(tmp_path: Path) -> None:
+    pipeline, task, tp = CountingPipeline("in", "out"), SlowToWrite(), TP("in", 0)
+    task.seconds = 0.0
+    store = kept(tmp_path, "g")
+    checkpoints = Checkpoints(store, "g", pipeline.state_of, CheckpointSettings(interval_s=0.0))
+    checkpoints.step({tp: task}, lambda tp: 7, {tp})
+    assert checkpoints.pauses.count == 0
+    checkpoints.step({tp: task}, lambda tp: 7, {TP("in", 1)})
+    assert checkpoints.pauses.count == 1 and checkpoints.pauses.max_ms > 0
+
+    def written() -> bool:
+        checkpoints.step({tp: task}, lambda tp: 7)
+        return store.offsets(SERIES[0]) == [7]
+
+    until(written, 60)
+
+
+def test_a_replay_may_leave_the_event_loop_free(log: Log, new_id: Callable[[], str | None], tmp_path: Path) -> None:
+    source, output, group = names()
+    values = [b"v%d" % i for i in range(600)]
+    first = Running(log, CountingPipeline(source, output), group, transactional_id=new_id())
+    assert first.ready.wait(30)
+    send(log, source, values[:400])
+    read_all(log, output, distinct(400))
+    assert first.stop() == 0
+
+    pipeline, free, batches = CountingPipeline(source, output), list[bool](), list[bool]()
+    started = threading.Event()
+
+    def before(tp: TP, batch: RecordBatch) -> None:
+        assert started.wait(30)
+        batches.append(batch.replay)
+        if batch.replay:
+            heard = threading.Event()
+            second.on_loop(heard.set)
+            free.append(heard.wait(30))
+
+    pipeline.before = before
+    second = Running(
+        log,
+        pipeline,
+        group,
+        transactional_id=new_id(),
+        checkpoints=kept(tmp_path, group),
+        checkpoint_settings=CheckpointSettings(interval_s=0.01),
+        replays_apart=True,
+    )
+    started.set()
+    assert second.ready.wait(60)
+    assert pipeline.replayed == 400 and all(batches) and all(free) and len(free) == len(batches) >= 4
+    send(log, source, values[400:], first=400)
+    got = values_of(read_all(log, output, distinct(600)))
+    assert second.stop() == 0
+    assert Counter(got) == Counter(expected(values))

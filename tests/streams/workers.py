@@ -105,8 +105,10 @@ class Running:
         transactional_id: str | None = None,
         checkpoints: CheckpointStore | None = None,
         checkpoint_settings: CheckpointSettings | None = None,
+        replays_apart: bool = False,
     ) -> None:
         self.pipeline = pipeline
+        self._replays_apart = replays_apart
         self._checkpoints, self._checkpoint_settings = checkpoints, checkpoint_settings
         self._transactional_id = transactional_id
         self.ready = threading.Event()
@@ -130,9 +132,15 @@ class Running:
                 on_ready=self.ready.set,
                 hard_exit=self._hard_exit,
             )
+            self._worker.replays_apart = self._replays_apart
             return await self._worker.run()
 
         self.code = asyncio.run(main())
+
+    def on_loop(self, callback: Callable[[], object]) -> None:
+        """Has the event loop call it, when it comes to that."""
+        assert self._worker is not None and self._worker._loop is not None
+        self._worker._loop.call_soon_threadsafe(callback)
 
     def _hard_exit(self, code: int) -> None:
         self.exits.append(code)

@@ -1,0 +1,139 @@
+"""``headrace run --pipeline all``: a process for each pipeline, which start, end and fail together."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from streams.cli.options import print_json
+from streams.demo_children import child_command
+from streams.errors import EXIT_OK, ConfigError
+
+__all__ = ["run_all"]
+
+_POLL_S = 0.1
+#: options that are the same for all, by attribute; flags have no value
+_PASSED = ("bootstrap", "config", "delivery", "checkpoints", "partitions")
+#: those that only the fraud pipeline knows
+_OF_FRAUD = ("models", "order", "set", "shed", "reasons", "reasons_max")
+
+
+class _Worker:
+    """A child and what it says on stdout; its log is on our stderr."""
+
+    def __init__(self, pipeline: str, words: Sequence[str]) -> None:
+        self.pipeline = pipeline
+        self.ready = threading.Event()
+        self.last = ""
+        # a session of its own: Ctrl-C in the terminal is for us, who end all in order
+        self.process = subprocess.Popen(
+            child_command("streams.cli.main", words),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self._reader = threading.Thread(target=self._read, name=f"headrace-{pipeline}", daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        with self.process.stdout as lines:
+            for line in lines:
+                if line == "ready\n":
+                    self.ready.set()
+                else:
+                    self.last = line.rstrip()
+
+    def end(self) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+
+    def wait(self) -> int:
+        code = self.process.wait()
+        self._reader.join()
+        return code
+
+
+def words_of(pipeline: str, args: argparse.Namespace) -> list[str]:
+    """The command line of one pipeline's worker."""
+    words = ["run", "--pipeline", pipeline, "--json"]
+    names = _PASSED + (_OF_FRAUD if pipeline == "fraud" else ())
+    for name in names:
+        value = getattr(args, name)
+        if value is not None:
+            words += [f"--{name.replace('_', '-')}", str(value)]
+    words += ["--group", f"{args.group or 'headrace'}-{pipeline}"]
+    return [*words, "--monitor"] if pipeline == "fraud" else words
+
+
+def check(args: argparse.Namespace) -> None:
+    """ConfigError: settings that cannot be those of several workers."""
+    from streams.cli.registry import check_champion
+    from streams.config import load_settings
+
+    overrides = {"bootstrap": args.bootstrap, "models": args.models, "feature_set": args.set}
+    settings = load_settings(args.config, overrides=overrides, defaults={"group": ""})
+    if settings.log_url().startswith("memory://"):
+        raise ConfigError(
+            f"--pipeline all: {settings.bootstrap} lives within one process, and each pipeline has one of its own; "
+            "name a Kafka broker with --bootstrap"
+        )
+    if settings.group:
+        raise ConfigError(
+            f"setting group: {settings.group} would be the group of every pipeline; take it out and give --group "
+            "PREFIX, which with --pipeline all is what comes before -PIPELINE"
+        )
+    if settings.transactional_id:
+        raise ConfigError("setting transactional_id: each worker needs its own; take it out where --pipeline is all")
+    check_champion(settings)
+
+
+def run_all(args: argparse.Namespace, pipelines: Sequence[str]) -> int:
+    """Prints ``ready`` once all are. When one ends the others are ended; returns the first exit code that is not 0."""
+    check(args)
+    stopping = threading.Event()
+    with _signals(stopping):
+        workers = [_Worker(pipeline, words_of(pipeline, args)) for pipeline in pipelines]
+        told = False
+        while not stopping.wait(_POLL_S) and all(worker.process.poll() is None for worker in workers):
+            if not told and all(worker.ready.is_set() for worker in workers):
+                told = True
+                print("ready", flush=True)
+        codes = [worker.process.poll() for worker in workers]  # who ended by itself comes first
+        for worker in workers:
+            worker.end()
+        codes += [worker.wait() for worker in workers]
+    _report(workers, args.json)
+    return next((code for code in codes if code), EXIT_OK)
+
+
+@contextlib.contextmanager
+def _signals(stopping: threading.Event) -> Iterator[None]:
+    """SIGTERM and Ctrl-C set the event."""
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.signal(number, lambda *_: stopping.set()) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _report(workers: Sequence[_Worker], as_json: bool) -> None:
+    figures: dict[str, Any] = {}
+    for worker in workers:
+        with contextlib.suppress(json.JSONDecodeError):  # a worker that could not start has none
+            figures[worker.pipeline] = json.loads(worker.last)
+    if as_json:
+        print_json(figures)
+        return
+    for pipeline, of in figures.items():
+        counts = ", ".join(f"{name} {count:,}" for name, count in of.items() if isinstance(count, int))
+        print(f"{pipeline}: {counts}", flush=True)

@@ -1,0 +1,32 @@
+"""What may keep a worker's batches waiting for a decision that is not in the log yet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from streams.errors import HeadraceError
+from streams.log import TP, Log, RecordBatch
+from streams.recovery import Assigned
+
+__all__ = ["Gate"]
+
+
+class Gate(Protocol):
+    """Asked by a worker about every partition and batch."""
+
+    def start(self, log: Log, group: str, failed: Callable[[HeadraceError], None]) -> None:
+        """Once, when the topics are there. ``failed`` ends the worker."""
+
+    def assigned(self, assigned: Assigned) -> None:
+        """Before anything is read of the partition; on a thread of its own, may take long. FatalError ends the
+        worker."""
+
+    def admits(self, batches: Sequence[RecordBatch]) -> bool:
+        """Whether these may begin now; asked again until they may. Under a lock, so it only looks."""
+
+    def given_up(self, partition: TP, settled: int | None) -> None:
+        """The partition is no longer ours; ``settled``: all that was sent from it is committed, up to this offset."""
+
+    def close(self) -> None:
+        """The worker has left its group."""

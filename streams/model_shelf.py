@@ -1,0 +1,138 @@
+"""The packages of a registry that a worker has loaded, each once, and what the registry wants to score."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+from models.errors import ModelError
+from models.explain_policy import ReasonsPolicy
+from models.lineup import CanaryBounds, CanaryGuard, Lineup
+from models.registry import Registry
+from models.serving import Serving, prepared
+from streams.model_events import LineupRef, ModelRef
+
+__all__ = ["ModelShelf", "News"]
+
+logger = logging.getLogger("headrace.models")
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """``lineup`` None: the registry wants what is there already. ``refused``: packages, and why not."""
+
+    refs: LineupRef
+    lineup: Lineup | None = None
+    refused: Sequence[tuple[str, str]] = ()
+
+
+@dataclass(slots=True)
+class ModelShelf:
+    """``features`` and ``schema_hash`` are those of the matrices that are scored. Called from several threads."""
+
+    registry: Registry
+    features: Sequence[str]
+    schema_hash: str
+    policy: ReasonsPolicy
+    bounds: CanaryBounds = field(default_factory=CanaryBounds)
+    _servings: dict[ModelRef, Serving] = field(default_factory=dict)
+    _lineups: dict[LineupRef, Lineup] = field(default_factory=dict)
+    #: what the registry said last, to be followed when it changes
+    _seen: object = None
+    _wanted: LineupRef = field(default_factory=lambda: LineupRef(None))
+    #: packages that are being loaded, and not wanted yet
+    _pinned: set[ModelRef] = field(default_factory=set)
+    _lock: threading.RLock = field(default_factory=threading.RLock)
+
+    def first(self) -> tuple[LineupRef, Lineup]:
+        """What a worker begins with. ModelError: the registry has no champion, or one that cannot be used."""
+        self.load(self._ref("champion"))
+        news = self.news(self._wanted)
+        for model, reason in news.refused:
+            logger.error("model %s is refused: %s", model, reason)
+        return news.refs, self.lineup(news.refs)
+
+    def news(self, now: LineupRef) -> News:
+        """What the registry wants, if it has changed since the last call. What cannot be loaded is refused: the
+        champion of ``now`` stays, a shadow or canary is left out."""
+        try:
+            seen = (self.registry.aliases(), self.registry.canary)
+        except (ModelError, OSError) as error:
+            refused = [] if str(error) == self._seen else [("registry", str(error))]
+            self._seen = str(error)
+            return News(now, refused=refused)
+        if seen == self._seen:
+            return News(now)
+        self._seen = seen
+        refused = []
+        aliases, canary = seen
+        found: dict[str, ModelRef | None] = {"champion": now.champion, "shadow": None, "canary": None}
+        for alias in found:
+            if alias in aliases:
+                try:
+                    ref = self._ref(alias)
+                    self._pinned.add(ref)
+                    self.load(ref)
+                    found[alias] = ref
+                except (ModelError, OSError) as error:
+                    refused.append((aliases[alias], str(error)))
+                except Exception as error:
+                    logger.exception("model %s: an error of ours", aliases[alias])
+                    refused.append((aliases[alias], repr(error)))
+        share = canary[1] if canary is not None and found["canary"] is not None else 0.0
+        refs = LineupRef(found["champion"], found["shadow"], found["canary"], share)
+        with self._lock:
+            self._wanted, self._pinned = refs, set()
+        return News(refs, None if refs == now else self.lineup(refs), refused)
+
+    def load(self, ref: ModelRef) -> Serving:
+        """The package, verified and warm. ModelError: it is not there any more, or not as it was."""
+        with self._lock:
+            serving = self._servings.get(ref)
+        if serving is not None:
+            return serving
+        found = self.registry.fingerprint(ref.model)
+        if found != ref.sha256:
+            raise ModelError(
+                f"{ref.model} in {self.registry.root} has a manifest of sha256 {found}, not {ref.sha256}: the package "
+                "was changed"
+            )
+        serving = prepared(self.registry.get(ref.model, self.features, self.schema_hash), self.policy)
+        with self._lock:
+            return self._servings.setdefault(ref, serving)
+
+    def lineup(self, refs: LineupRef) -> Lineup:
+        """The lineup of loaded packages, always the same one."""
+        with self._lock:
+            if refs not in self._lineups:
+                self._lineups[refs] = Lineup(
+                    Serving(None, None, self.policy) if refs.champion is None else self._servings[refs.champion],
+                    None if refs.shadow is None else self._servings[refs.shadow],
+                    None if refs.canary is None else self._servings[refs.canary],
+                    refs.share,
+                    None if refs.canary is None else CanaryGuard(self.bounds),
+                )
+            return self._lineups[refs]
+
+    def keep(self, refs: Collection[ModelRef]) -> None:
+        """Drops all packages but these and those that the registry wants."""
+        with self._lock:
+            wanted = {*refs, *self._wanted.models, *self._pinned}
+            self._servings = {ref: serving for ref, serving in self._servings.items() if ref in wanted}
+            self._lineups = {one: lineup for one, lineup in self._lineups.items() if wanted.issuperset(one.models)}
+
+    def predictor(self, ref: ModelRef) -> str:
+        """Which predictor serves a loaded package, and why."""
+        model = self.load(ref).model
+        return "" if model is None else model.choice.reason
+
+    def end_canary(self, model: str, reason: str) -> bool:
+        """The registry's canary, if it is this one, ends; whether it was."""
+        return self.registry.clear("canary", reason, expected=model) is not None
+
+    def _ref(self, alias: str) -> ModelRef:
+        path = self.registry.resolve(alias)
+        label = f"{path.parent.name}@{path.name}"
+        return ModelRef(label, self.registry.fingerprint(label))

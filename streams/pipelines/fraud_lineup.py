@@ -1,0 +1,101 @@
+"""Rows scored by a lineup of models, as records: whose each score is, why, and what the shadow says."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import orjson
+
+from features.block import IntArray
+from models.lineup import Lineup, Scored
+from models.serving import Serving
+from streams.encode import source_headers
+from streams.log import OutBatch
+from streams.pipelines.fraud_monitor import send_vectors
+from streams.pipelines.fraud_records import id_texts
+from streams.reasons import reason_texts
+from streams.topics import FRAUD_SCORES, SHADOW_SCORES, TRANSACTIONS
+
+if TYPE_CHECKING:
+    from streams.pipelines.fraud import FraudPipeline
+    from streams.pipelines.fraud_tasks import Vectors
+
+__all__ = ["score_rows"]
+
+
+def score_rows(
+    pipeline: FraudPipeline, lineup: Lineup, vectors: Vectors, nbytes: int, start: int, stop: int
+) -> list[OutBatch]:
+    """Scores of the rows from ``start`` up to ``stop``, in their order, and what goes with them; ``nbytes`` were read
+    for all."""
+    vectors = vectors.part(start, stop)
+    meters, rows = pipeline.meters, vectors.rows
+    with meters.part("score", nbytes):
+        keys = None if lineup.canary is None else rows.ids["card_id"].keys()
+        scored = lineup.score(vectors.matrix, keys)
+    with meters.part("explain", nbytes):
+        reasons = _explained(lineup, vectors, scored)
+    with meters.part("encode", nbytes):
+        values = pipeline.encoder.encode(
+            rows,
+            features=vectors.matrix,
+            late=vectors.late,
+            model=_whose(lineup, scored),
+            score=scored.score,
+            raw=scored.raw,
+            reasons=reasons,
+        )
+        transactions = id_texts(rows.ids["transaction_id"])
+        sources = source_headers(TRANSACTIONS, vectors.source_partitions, rows.offsets)
+        headers = [{"source": source} for source in sources]
+    meters.counts["scored"] += len(rows)
+    outputs = [OutBatch(FRAUD_SCORES, values, transactions, None, headers)]
+    if lineup.shadow is not None and scored.shadow is not None:
+        raw, score = scored.shadow
+        with meters.part("shadow", nbytes):
+            values = pipeline.shadow_encoder.encode(
+                rows, features=None, late=vectors.late, model=lineup.shadow.label, score=score, raw=raw
+            )
+        outputs.append(OutBatch(SHADOW_SCORES, values, transactions, None, headers))
+    if pipeline.monitor:
+        with meters.part("monitor", nbytes):
+            outputs += send_vectors(pipeline, vectors, scored.raw, scored.score, _labels(lineup, scored))
+    return outputs
+
+
+def _labels(lineup: Lineup, scored: Scored) -> list[str]:
+    """For each row "name@version" of the model whose score it has, empty without a model."""
+    labels = [lineup.champion.label or ""] * len(scored.score)
+    if lineup.canary is not None:
+        for i in scored.canary.tolist():
+            labels[i] = lineup.canary.label or ""
+    return labels
+
+
+def _whose(lineup: Lineup, scored: Scored) -> str | list[bytes] | None:
+    """The same as `ScoreEncoder.encode` takes it."""
+    if len(scored.canary) == 0:
+        return lineup.champion.label
+    return [orjson.dumps(label or None) for label in _labels(lineup, scored)]
+
+
+def _explained(lineup: Lineup, vectors: Vectors, scored: Scored) -> list[bytes] | None:
+    """Each row's reasons by the model that scored it, as of `reason_texts`."""
+    n = len(vectors.rows)
+    by_canary = scored.canary
+    if lineup.canary is None or len(by_canary) == 0:
+        return _texts(lineup.champion, vectors, scored, np.arange(n))
+    texts = [b"[]"] * n
+    by_champion = np.setdiff1d(np.arange(n), by_canary, assume_unique=True)
+    for serving, rows in ((lineup.champion, by_champion), (lineup.canary, by_canary)):
+        for i, text in zip(rows.tolist(), _texts(serving, vectors, scored, rows) or (), strict=False):
+            texts[i] = text
+    return texts
+
+
+def _texts(serving: Serving, vectors: Vectors, scored: Scored, rows: IntArray) -> list[bytes] | None:
+    whole = len(rows) == len(vectors.rows)
+    x = vectors.matrix if whole else vectors.matrix[rows]
+    places = vectors.source_partitions[rows], vectors.rows.offsets[rows]
+    return reason_texts(len(rows), serving.reasons(x, scored.score[rows], *places))

@@ -1,0 +1,133 @@
+"""The monitor pipeline: what was scored, joined with the labels that come later, and both watched.
+
+fraud.by-transaction ──► join ──► labelled, alerts
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+from weakref import WeakValueDictionary
+
+import numpy as np
+import orjson
+
+from features.block import Block, Ids
+from monitoring.labels import JoinSettings, LabelJoin
+from streams.checkpoints import StateOf
+from streams.labelled import LabelledEncoder
+from streams.log import TP, OutBatch, RecordBatch, TopicInfo
+from streams.pipelines.fraud_monitor import FEATURE, MODEL
+from streams.pipelines.monitor_tasks import MonitorTask, outputs_of
+from streams.pipelines.monitor_watch import WatchSettings
+from streams.shuffle import Sent, Source, pack
+from streams.stage import Meters
+from streams.topics import ALERTS, BY_TERMINAL, BY_TRANSACTION, DEAD_LETTERS, LABELLED, LABELS, topic_infos
+from streams.worker import Task
+
+__all__ = ["MonitorPipeline"]
+
+#: version of what `state` of the tasks gives, and of what `process` makes of a log: to be raised when either changes
+_STATE_FORMAT = 1
+
+_TOPICS = (LABELS, BY_TERMINAL, BY_TRANSACTION, LABELLED, ALERTS, DEAD_LETTERS)
+
+
+@dataclass(slots=True)
+class MonitorPipeline:
+    """One stage, ``join``."""
+
+    settings: JoinSettings
+    partitions: int = 4
+    watch: WatchSettings = field(default_factory=WatchSettings)
+    meters: Meters = field(default_factory=Meters)
+    encoder: LabelledEncoder = field(default_factory=LabelledEncoder)
+    infos: Mapping[str, TopicInfo] = field(default_factory=dict)
+    _tasks: WeakValueDictionary[TP, MonitorTask] = field(default_factory=WeakValueDictionary)
+
+    @property
+    def topics(self) -> Sequence[TopicInfo]:
+        return topic_infos(_TOPICS, self.partitions)
+
+    @property
+    def inputs(self) -> Sequence[str]:
+        return (BY_TRANSACTION,)
+
+    def bind(self, topics: Mapping[str, TopicInfo]) -> None:
+        self.infos = topics
+
+    def is_stateful(self, topic: str) -> bool:
+        return True
+
+    def state_of(self, topic: str) -> StateOf:
+        """What the state of this topic's tasks is of."""
+        return StateOf("join", self.infos[topic].topic_id, self.fingerprint(), "", "")
+
+    def fingerprint(self) -> str:
+        """(64 hex digits) What the saved state of a task means besides its log: all settings of the join and of the
+        watches, and how many sources it has and tasks it is spread over."""
+        partitions = [self.infos[topic].partitions for topic in (LABELS, BY_TERMINAL, BY_TRANSACTION)]
+        text = orjson.dumps(
+            [_STATE_FORMAT, asdict(self.settings), asdict(self.watch), partitions], option=orjson.OPT_SORT_KEYS
+        )
+        return hashlib.sha256(text).hexdigest()
+
+    def task(self, tp: TP) -> Task:
+        task = self._tasks[tp] = MonitorTask(self, tp)
+        return task
+
+    def use_ends(self, confirmed: Callable[[TP], bool]) -> None:
+        """Nothing is told to anybody, so no end is asked for."""
+
+    def wake(self, parts: Sequence[tuple[Any, RecordBatch]], tasks: Callable[[], Sequence[Any]]) -> list[OutBatch]:
+        return []
+
+    def process(self, parts: Sequence[tuple[Any, RecordBatch]]) -> list[OutBatch]:
+        return outputs_of(parts)
+
+    def warm(self) -> None:
+        """A vector and its label through a pipeline of its own: compiles every kernel."""
+        trial = MonitorPipeline(self.settings, 1, self.watch)
+        trial.bind({info.name: TopicInfo(info.name, 1, "warm") for info in trial.topics})
+        now, one = 1_600_000_000_000, np.array([1], np.int64)
+        ids = {name: Ids(ints=one) for name in ("transaction_id", "card_id", "terminal_id")}
+        words = {"event_time": one * now, "source_partition": one, "source_offset": one, "late": one == 0}
+        floats = {name: np.array([0.5]) for name in ("raw", "score", FEATURE + "amount")}
+        vector = Block(BY_TERMINAL, 0, 2, one, one * now, ids | {MODEL: Ids(mixed=[""])}, words | floats)
+        label = Block(LABELS, 0, 2, one, one * now, {"transaction_id": Ids(ints=one)})
+        label.columns |= {"label_time": one * now, "is_fraud": one}
+        values = [
+            value
+            for kind, block in (("rows", vector), ("labels", label))
+            for _, value in pack(kind, [Sent(Source(block.topic, "warm", 0), block, now)], None, 1)  # type: ignore[arg-type]
+        ]
+        batch = RecordBatch(TP(BY_TRANSACTION, 0), [0, 1], [now] * 2, [None] * 2, list(values), lambda i: [], 2)
+        trial.process([(trial.task(batch.tp), batch)])
+
+    def quality(self) -> dict[str, dict[str, dict[str, int]]]:
+        """Nothing is parsed here."""
+        return {}
+
+    def figures(self) -> dict[str, int]:
+        """What this worker has done since its start: ``received`` vectors, ``labels``, ``labelled`` records,
+        ``alerts``."""
+        names = ("received", "labels", "labelled", "alerts", "dead_letters", "replayed", "resent_rows")
+        return {name: self.meters.counts[name] for name in names}
+
+    def details(self) -> dict[str, Any]:
+        """Of this worker's partitions, since the beginning of their logs: ``join``, see `LabelJoin.counts`, and the
+        ``maturity`` of labels, see `LabelJoin.curve`, where NaN is None; and by partition what is ``watched``, see
+        `Monitor.figures`."""
+        joins = [task.join for task in self._tasks.values()]
+        if not joins:
+            return {}
+        totals: dict[str, int] = {}
+        for join in joins:
+            for name, count in join.counts.items():
+                totals[name] = totals.get(name, 0) + count
+        curve = LabelJoin.curve_of(joins)
+        points = [{name: None if value != value else value for name, value in point.items()} for point in curve]
+        watched = {f"{tp.topic}/{tp.partition}": task.watches.figures() for tp, task in sorted(self._tasks.items())}
+        return {"join": totals, "maturity": points, "watched": watched}

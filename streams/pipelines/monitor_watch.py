@@ -1,0 +1,147 @@
+"""What is watched: for each model that scores, a `Monitor` of its vectors and of those that got their label."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+from features.arrays import Arrays, of_texts, prefixed, texts_of, under
+from features.block import Block, IntArray
+from monitoring.alerts import Alert
+from monitoring.monitor import Monitor
+from monitoring.settings import MonitorSettings
+from streams.labelled import LabelledRows, matrix_of
+from streams.log import TP, OutBatch
+from streams.pipelines.fraud_monitor import MODEL
+from streams.topics import ALERTS
+
+__all__ = ["WatchSettings", "Watches"]
+
+#: models that are watched at once; a new one takes the place of the one that has not scored for longest
+_MODELS_MAX = 8
+
+
+@dataclass(frozen=True, slots=True)
+class WatchSettings:
+    """What alerts depend on besides the log: how long after its event a row counts as having its final label, from
+    which score on rows are acted on, and how many alerts a month are expected where nothing changes."""
+
+    mature_ms: int = 7 * 86_400_000
+    threshold: float = 0.5
+    false_alarms: float = 1.0
+
+    def of(self, features: Sequence[str], partitions: int) -> MonitorSettings:
+        """Of one of so many partitions, which share the false alarms. MonitorError: a setting that cannot be."""
+        return MonitorSettings(
+            tuple(features),
+            label_horizon_ms=self.mature_ms,
+            threshold=self.threshold,
+            false_alarms_per_30d=self.false_alarms / partitions,
+        )
+
+
+class _Watched(NamedTuple):
+    model: str
+    features: tuple[str, ...]
+
+
+class Watches:
+    """Of one of ``partitions`` partitions, which all see a share of the transactions, by chance."""
+
+    def __init__(self, settings: WatchSettings, tp: TP, partitions: int) -> None:
+        self._settings = settings
+        self._tp = tp
+        self._partitions = partitions
+        #: who scored last comes last
+        self._monitors: dict[_Watched, Monitor] = {}
+
+    def scored(self, vectors: Block, names: tuple[str, ...]) -> list[OutBatch]:
+        """Takes the vectors of one message, whose features have these names; the alerts that follow."""
+        outputs: list[OutBatch] = []
+        matrix = matrix_of(vectors, names)
+        for model, rows in _by_model(vectors):
+            watched = _Watched(model, names)
+            monitor = self._monitors.pop(watched, None) or Monitor(self._settings.of(names, self._partitions))
+            self._monitors[watched] = monitor
+            if len(self._monitors) > _MODELS_MAX:
+                del self._monitors[next(iter(self._monitors))]
+            block, x = (vectors, matrix) if rows is None else (vectors.take(rows), matrix[rows])
+            columns = {
+                "event_time": block.event_time_ms,
+                "transaction_id": block.ids["transaction_id"],
+                "features": x,
+                "score": block.columns["score"],
+            }
+            outputs += self._alerts(model, monitor.observe_scored(columns))
+        return outputs
+
+    def labelled(self, labelled: LabelledRows) -> list[OutBatch]:
+        """Takes vectors that got their label; the alerts that follow."""
+        outputs: list[OutBatch] = []
+        for model, rows in _by_model(labelled.block):
+            monitor = self._monitors.get(_Watched(model, labelled.names))
+            if monitor is None:
+                continue
+            at = slice(None) if rows is None else rows
+            block = labelled.block if rows is None else labelled.block.take(rows)
+            columns = {
+                "event_time": block.event_time_ms,
+                "label_time": labelled.label_times[at],
+                "transaction_id": block.ids["transaction_id"],
+                "card_id": block.ids["card_id"],
+                "score": block.columns["score"],
+                "label": labelled.labels[at],
+            }
+            outputs += self._alerts(model, monitor.observe_labelled(columns))
+        return outputs
+
+    def figures(self) -> dict[str, Any]:
+        """By model, see `Monitor.figures`."""
+        return {watched.model: monitor.figures() for watched, monitor in self._monitors.items()}
+
+    def to_arrays(self) -> Arrays:
+        """Equal for equal logs: ``models`` (m,) texts, and for each ``i/features`` and ``i/state/..`` of its own."""
+        out: Arrays = {"models": of_texts(watched.model for watched in self._monitors)}
+        for i, (watched, monitor) in enumerate(self._monitors.items()):
+            out[f"{i}/features"] = of_texts(watched.features)
+            out |= prefixed(f"{i}/state/", monitor.state())
+        return out
+
+    def restore(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        """The reverse of `to_arrays`. StateError: of other settings."""
+        for i, model in enumerate(texts_of(arrays["models"])):
+            watched = _Watched(model, tuple(texts_of(arrays[f"{i}/features"])))
+            monitor = self._monitors[watched] = Monitor(self._settings.of(watched.features, self._partitions))
+            monitor.restore(under(f"{i}/state/", arrays))
+
+    def _alerts(self, model: str, alerts: Sequence[Alert]) -> list[OutBatch]:
+        """As records, keyed by what they are about; an alert of each partition and model has an id of its own."""
+        if not alerts:
+            return []
+        place = f"{self._tp.topic}/{self._tp.partition}"
+        told = [
+            replace(
+                alert,
+                alert_id=hashlib.sha256(f"{alert.alert_id}\0{model}\0{place}".encode()).hexdigest()[:16],
+                evidence={"model": model or None, "partition": place, **alert.evidence},
+            )
+            for alert in alerts
+        ]
+        values = [orjson.dumps(alert.to_json()) for alert in told]
+        return [OutBatch(ALERTS, values, [f"{alert.kind}/{alert.subject}".encode() for alert in told])]
+
+
+def _by_model(block: Block) -> list[tuple[str, IntArray | None]]:
+    """The models of the rows in order of appearance, with their rows; None = all."""
+    models = block.ids[MODEL].to_list()
+    distinct = dict.fromkeys(models)
+    if len(distinct) == 1:
+        return [(str(models[0]), None)]
+    of = np.array(list(map(str, models)))
+    return [(str(model), np.flatnonzero(of == str(model))) for model in distinct]

@@ -1,0 +1,112 @@
+"""Models are swapped while events flow and workers are killed: what is sent twice is the same bytes."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from pathlib import Path
+
+import lightgbm as lgb
+import numpy as np
+import orjson
+import pytest
+from cluster import Feed, Tail, Worker, fresh_topics, headrace, lines, sources, stream, until
+
+from features.fraud import DEFAULT
+from models.package import Draft
+from models.registry import Registry
+from streams.broker import Broker
+from streams.topics import MODEL_EVENTS
+
+pytestmark = [pytest.mark.kafka, pytest.mark.timeout(240)]
+
+N = 12_000
+STREAM = stream(N)
+#: commits come only where partitions move: a worker that is killed has sent much that is not committed
+SELDOM = """
+commit_interval_ms = 60000
+models_poll_ms = 50
+[kafka]
+consumer.session.timeout.ms = 2000
+consumer.heartbeat.interval.ms = 400
+"""
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A registry with m@1, the champion, and m@2."""
+    folder = tmp_path_factory.mktemp("models")
+    for version in (1, 2):
+        rng = np.random.default_rng(version)
+        x = rng.random((300, len(DEFAULT))) * 20
+        data = lgb.Dataset(x, (x[:, 0] > 10).astype(float), feature_name=list(DEFAULT.names))
+        booster = lgb.train({"objective": "binary", "verbosity": -1, "num_threads": 1}, data, 3 + version)
+        text = booster.model_to_string()
+        draft = Draft("m", text, DEFAULT.names, DEFAULT.schema_hash, "2026-01-01T00:00:00+00:00")
+        Registry(folder).add(draft, "champion" if version == 1 else None)
+    return folder
+
+
+class Swapping:
+    """Makes the one, then the other model champion, again and again."""
+
+    def __init__(self, models: Path) -> None:
+        self._registry, self._done = Registry(models), threading.Event()
+        self.swaps = 0
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._done.wait(0.3):
+            self.swaps += 1
+            self._registry.set_alias("champion", f"m@{1 + self.swaps % 2}")
+
+    def stop(self) -> None:
+        self._done.set()
+        self._thread.join(20)
+
+
+def test_workers_are_killed_between_swaps(kafka: Broker, tmp_path: Path, models: Path) -> None:
+    log = fresh_topics(kafka.bootstrap)
+    options = (kafka.bootstrap, tmp_path, "swapped", "--models", str(models))
+    with (
+        Worker(*options, config=SELDOM) as first,
+        Worker(*options, config=SELDOM) as second,
+        Tail(log) as tail,
+    ):
+        first.wait_ready()
+        second.wait_ready()
+        feed, swapping = Feed(log, STREAM.records, per_s=5_000), Swapping(models)
+        feed.wait_for(0.4)
+        tail.read(N // 10)
+        first.kill()
+        feed.wait_for(0.7)
+        with Worker(*options, config=SELDOM) as third:
+            third.wait_ready()
+            second.kill()
+            feed.join()
+            tail.read(N)
+            swapping.stop()
+            third.stop()
+    assert set(tail.by_source) == sources(log)
+    assert tail.repeated > 0, "nothing was sent again: the test shows nothing"
+    assert tail.contradicting == 0
+    whose = Counter(orjson.loads(out.value or b"")["model"] for out in tail.by_source.values())
+    assert set(whose) == {"m@1", "m@2"} and swapping.swaps > 3
+
+
+def test_a_change_is_told_on_the_topic(kafka: Broker, tmp_path: Path, models: Path) -> None:
+    admin = fresh_topics(kafka.bootstrap).admin()
+    if MODEL_EVENTS in admin.topics([MODEL_EVENTS]):
+        admin.delete_topics([MODEL_EVENTS])
+    until(lambda: not admin.topics([MODEL_EVENTS]), "the topic to go")
+    admin.close()
+    where = ("--bootstrap", kafka.bootstrap)
+    told = headrace("models", "promote", "m@2", "--models", str(models), *where)
+    assert told.returncode == 0, told.stderr
+    out = tmp_path / "events.jsonl"
+    consumed = headrace("consume", "--topic", "model-events", "--to", str(out), "--count", "1", *where)
+    assert consumed.returncode == 0, consumed.stderr
+    [event] = lines(out)
+    found = (event["event"], event["model"], event["sha256"])
+    assert found == ("promoted", "m@2", Registry(models).fingerprint("m@2"))

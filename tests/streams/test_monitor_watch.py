@@ -1,0 +1,177 @@
+"""Alerts as records: from the vectors of the monitor's log to the command that explains them."""
+
+from __future__ import annotations
+
+import io
+import json
+import uuid
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+from fraud_logs import DAY, Record, batch, processed
+from monitor_logs import monitor_pipeline
+
+from features.block import Block, Ids
+from monitoring.labels import JoinSettings
+from streams.cli.main import main
+from streams.log import TP, OutBatch, connect
+from streams.pipelines.fraud_monitor import FEATURE, MODEL
+from streams.pipelines.monitor_watch import WatchSettings
+from streams.shuffle import Sent, Source, pack
+from streams.topics import ALERTS, BY_TERMINAL, BY_TRANSACTION, LABELS, topic_infos
+from tests.features.streams_of_rows import same_arrays
+
+START = 18_000 * DAY
+A_DAY = 450
+CONTRACT = ["alert_id", "event_time", "kind", "subject", "severity", "value", "threshold", "evidence", "action"]
+
+
+@cache
+def log_of(days: int, shift: float, models: int = 1) -> list[Record]:
+    """A message of vectors for each day, whose feature ``a`` moves by ``shift`` after 36 days, and one of the labels of
+    the day before."""
+    rng = np.random.default_rng(8)
+    out: list[Record] = []
+    for day in range(days):
+        at = np.arange(day * A_DAY, (day + 1) * A_DAY)
+        a, b = rng.normal(shift if day >= 36 else 0.0, 1.0, A_DAY), rng.gamma(2.0, 2.0, A_DAY)
+        score = 1 / (1 + np.exp(3 - b / 2))
+        times = START + day * DAY + np.sort(rng.integers(0, DAY, A_DAY))
+        named = Ids(mixed=[f"m@{1 + i % models}" for i in range(A_DAY)])
+        ids = {name: Ids(ints=at % n) for name, n in (("transaction_id", 10**9), ("card_id", 50), ("terminal_id", 9))}
+        columns = {"event_time": times, "source_partition": at * 0, "source_offset": at, "late": at < 0}
+        floats = {"raw": b, "score": score, f"{FEATURE}a": a, f"{FEATURE}b": b}
+        vectors = Block(BY_TERMINAL, 0, int(at[-1]) + 1, at, times, ids | {MODEL: named}, columns | floats)
+        labels = Block(LABELS, 0, int(at[-1]) + 1, at, times + DAY, {"transaction_id": ids["transaction_id"]})
+        labels.columns |= {"label_time": times + DAY, "is_fraud": (rng.random(A_DAY) < score).astype(np.int64)}
+        for kind, block in (("rows", vectors), ("labels", labels)):
+            sent = Sent(Source(block.topic, f"id-{block.topic}", 0), block, START + day * DAY)
+            out += [Record(value) for _, value in pack(kind, [sent], None, 1)]  # type: ignore[arg-type]
+    return out
+
+
+def task_of(watch: WatchSettings | None = None) -> Any:
+    pipeline = monitor_pipeline(JoinSettings(30 * DAY), 1)
+    pipeline.watch = watch or WatchSettings(mature_ms=DAY)
+    return pipeline.task(TP(BY_TRANSACTION, 0))
+
+
+def alerts_of(task: Any, records: list[Record], first: int = 0) -> list[tuple[bytes | None, bytes | None]]:
+    outputs = processed(task, batch(BY_TRANSACTION, records, first))
+    return [(key, out.values[i]) for out in outputs if out.topic == ALERTS for i, key in enumerate(out.keys or ())]
+
+
+@cache
+def moved(models: int = 1) -> tuple[Any, list[tuple[bytes | None, bytes | None]]]:
+    """A task that has read everything, and the alerts of it; feature ``a`` has moved."""
+    task = task_of()
+    return task, alerts_of(task, log_of(44, 1.5, models))
+
+
+def of_inputs(alerts: list[tuple[bytes | None, bytes | None]]) -> list[dict[str, Any]]:
+    return [alert for _, value in alerts for alert in [orjson.loads(value or b"")] if alert["kind"] == "input_drift"]
+
+
+def test_a_drift_is_one_alert_with_all_of_the_contract() -> None:
+    task, alerts = moved()
+    [alert] = of_inputs(alerts)
+    assert [key for key, value in alerts if orjson.loads(value or b"") == alert] == [b"input_drift/a"]
+    assert list(alert) == CONTRACT
+    assert alert["subject"] == "a"
+    assert alert["evidence"]["model"] == "m@1" and alert["evidence"]["partition"] == f"{BY_TRANSACTION}/0"
+    assert START + 36 * DAY < alert["event_time"] <= START + 38 * DAY
+    figures = task.pipeline.figures()
+    assert figures["alerts"] == len(alerts) and figures["labelled"] == 44 * A_DAY
+    watched = task.pipeline.details()["watched"][f"{BY_TRANSACTION}/0"]["m@1"]
+    assert watched["scored"]["incidents"] >= 1 and watched["labelled"]["periods"] > 30
+
+
+def test_where_nothing_drifts_nothing_is_said() -> None:
+    assert of_inputs(alerts_of(task_of(), log_of(44, 0.0))) == []
+
+
+def test_each_model_is_watched_apart() -> None:
+    alerts = of_inputs(moved(2)[1])
+    assert {alert["evidence"]["model"] for alert in alerts} == {"m@1", "m@2"}
+    assert len({alert["alert_id"] for alert in alerts}) == len(alerts)
+
+
+def test_the_same_alerts_however_the_log_is_cut_and_the_worker_restarted() -> None:
+    records = log_of(44, 1.5, 2)
+    whole, expected = moved(2)
+    task, got = task_of(), []
+    for begin, end in pairwise([0, 3, 71, 75, len(records)]):
+        got += alerts_of(task, records[begin:end], begin)
+        file = io.BytesIO()
+        np.savez(file, allow_pickle=False, **task.state())
+        file.seek(0)
+        task = task_of()
+        task.restore(dict(np.load(file, allow_pickle=False)))
+    assert got == expected and len(got) >= 2
+    assert same_arrays(task.state(), whole.state())
+
+
+def test_partitions_share_the_false_alarms() -> None:
+    assert WatchSettings(false_alarms=2.0).of(("a",), 4).false_alarms_per_30d == 0.5
+
+
+# --- the command ---
+
+
+@pytest.fixture
+def url() -> str:
+    name = f"memory://{uuid.uuid4().hex}"
+    log = connect(name)
+    log.admin().create_topics(topic_infos((ALERTS,), 2))
+    [alert] = of_inputs(moved()[1])
+    alerts = [(b"input_drift/a", orjson.dumps(alert))]
+    other = alert | {"alert_id": "ffff000000000000", "kind": "score_drift", "evidence": {}}
+    sent = [*alerts, *alerts, (b"other", orjson.dumps(other))]  # the first of them was sent twice
+    producer = log.producer()
+    producer.send(OutBatch(ALERTS, [value for _, value in sent], [key for key, _ in sent]))
+    assert producer.flush(10) == 0
+    producer.close()
+    return name
+
+
+def test_alerts_are_listed_and_counted_once(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["alerts", "--bootstrap", url]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and sum("input_drift" in line and "2019-05-" in line for line in lines) == 1
+    assert main(["alerts", "--kind", "score_drift", "--bootstrap", url, "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert [alert["alert_id"] for alert in figures["alerts"]] == ["ffff000000000000"] and figures["total"] == 2
+    assert main(["alerts", "--kind", "none", "--bootstrap", url]) == 0
+    assert "none of 2 alerts match" in capsys.readouterr().out
+
+
+def test_an_alert_is_explained(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["alerts", "--kind", "input_drift", "--bootstrap", url, "--json"]) == 0
+    [alert] = json.loads(capsys.readouterr().out)["alerts"]
+    assert main(["alerts", alert["alert_id"][:10], "ffff", "--bootstrap", url]) == 0
+    text = capsys.readouterr().out
+    for said in (
+        f"{alert['alert_id']}: input_drift of a, ",
+        "changed about 2019-05-20 00:00",
+        "times as far from the usual as is allowed",
+        "model     m@1, seen in fraud.by-transaction/0",
+        "features  a",
+        "example   transaction ",
+        "to alert always: ",
+        "1 false alarms in 30 days over ",
+        "action    none",
+        "ffff000000000000: score_drift of a",
+    ):
+        assert said in text
+
+
+@pytest.mark.parametrize(
+    ("words", "said"), [(["0123"], "0123: no such alert"), (["--limit", "0"], "--limit 0: below 1")]
+)
+def test_wrong_use_is_said(words: list[str], said: str, url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["alerts", *words, "--bootstrap", url]) == 2
+    assert said in capsys.readouterr().err
