@@ -40,6 +40,7 @@ __all__ = ["HALF_LIVES_MS", "ItemRecords", "ItemState"]
 HALF_LIVES_MS = (3_600_000.0, float(DAY_MS), 7.0 * DAY_MS, 7.0 * DAY_MS, 7.0 * DAY_MS)
 _SWEEP_ROWS = 256
 _SWEEP_STEPS_PER_ROW = 2
+_NAMES_MIN = 1024
 _FORMAT = 1
 #: stands for the category with id 0, as 0 says that there is none
 _CATEGORY_0 = -(2**62)
@@ -145,6 +146,7 @@ class ItemState:
         self.half_life_ms, self.horizon_ms = half_life_ms, horizon_ms
         self._slots = KeySlots()
         self._names = Names()
+        self._names_max = _NAMES_MIN
         self._parts = {
             name: GrowingArray((0, *shape), dtype)
             for name, (shape, dtype) in {
@@ -202,6 +204,10 @@ class ItemState:
             np.array(HALF_LIVES_MS),
         )
         self._free(self._slots.sweep(_SWEEP_STEPS_PER_ROW * n + _SWEEP_ROWS, self._horizon))
+        if len(self._names.by_code) > self._names_max:
+            held = self._parts["heads"].array[:, TOUCHED] != NO_TIME
+            self._names.keep(self._parts["codes"].array[held])
+            self._names_max = max(_NAMES_MIN, 2 * len(self._names.by_code))
 
     def changed(self) -> ItemRecords:
         """What was touched since the last call, and is not forgotten, in the order of the codes."""

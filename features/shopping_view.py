@@ -30,7 +30,7 @@ from features.shopping_known import (
 )
 from features.shopping_said import POSITIONS, SAID
 from features.shopping_serve import FEATURES, serve
-from features.shopping_users import Contexts, Names
+from features.shopping_users import DAY_MS, Contexts, Names
 from features.state import KeySlots, power_of_two
 
 __all__ = ["Candidates", "ItemView"]
@@ -41,6 +41,7 @@ _SESSIONS_FOUND_MAX = 1024
 _SESSION_ITEMS = 12
 _TRENDING = 20
 _OF_A_CATEGORY = 20
+_POPULAR = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,15 +63,18 @@ class ItemView:
 
     ``neighbours`` and ``visits`` are read of each item's record, ``sessions`` (a power of two) are kept in all. Memory:
     ``28 * neighbours + 8 * visits + 186`` bytes per item and 160 per session: 1 M items and 2**20 sessions take 2.7 GB.
-    An item is known for as long as the view lives.
+    Memory is kept for an item for as long as the view lives; one that nobody has touched for ``horizon_ms``, which the
+    item stage has forgotten, is not recommended any more once `refresh` has found that.
     """
 
-    def __init__(self, *, neighbours: int = 64, visits: int = 64, sessions: int = 2**17) -> None:
+    def __init__(
+        self, *, neighbours: int = 64, visits: int = 64, sessions: int = 2**17, horizon_ms: int = 60 * DAY_MS
+    ) -> None:
         if sessions != power_of_two(sessions) or neighbours < 1 or visits < 1:
             raise ValueError(
                 f"neighbours is {neighbours}, visits {visits}, sessions {sessions}: give 1 or more, and a power of two"
             )
-        self.neighbours, self.visits = neighbours, visits
+        self.neighbours, self.visits, self.horizon_ms = neighbours, visits, horizon_ms
         self._slots = KeySlots()
         self._names = Names()
         columns: dict[str, tuple[tuple[int, ...], type[np.generic]]] = {
@@ -97,11 +101,13 @@ class ItemView:
         self._said, self._stamp = np.zeros((_CANDIDATES_MAX, SAID)), np.ones(2, np.int64)
         self._context, self._best, self._prior = np.zeros(POSITIONS, np.int64), np.zeros(4), np.zeros(1)
         self._popular = Popular(*(np.zeros(n, np.int64) for n in (0, 0, 1, 0)))
+        self._looked_at: IntArray = np.zeros(0, np.int64)
+        self._published = 0
         self._grow()
 
     def __len__(self) -> int:
         """Items with a record."""
-        return len(self.published())
+        return self._published
 
     @property
     def nbytes(self) -> int:
@@ -114,10 +120,13 @@ class ItemView:
 
     def copy(self) -> ItemView:
         """A view that holds what this one holds now, and goes its own way."""
-        other = ItemView(neighbours=self.neighbours, visits=self.visits, sessions=len(self._sessions.heads))
+        sessions = len(self._sessions.heads)
+        other = ItemView(
+            neighbours=self.neighbours, visits=self.visits, sessions=sessions, horizon_ms=self.horizon_ms
+        )  # fmt: skip
         other.numbers_of(self._known["codes"].array[: len(self._slots)])
         other._names.by_code = dict(self._names.by_code)
-        other._popular = self._popular
+        other._popular, other._looked_at, other._published = self._popular, self._looked_at, self._published
         for name, part in self._known.items():
             if name != "mark":
                 other._known[name].array[: len(self._slots)] = part.array[: len(self._slots)]
@@ -134,10 +143,9 @@ class ItemView:
         return np.flatnonzero(self._known["heads"].array[:, PUBLISHED])
 
     def popular(self, n: int) -> IntArray:
-        """Numbers of at most ``n`` items, those looked at most within weeks first: for who is not known at all."""
-        numbers = self.published()
-        looks = self._known["counts"].array[numbers, 2]
-        return numbers[np.lexsort((numbers, -looks))[:n]]
+        """Numbers of at most ``n`` items, and 1,000, those looked at most within weeks first, as `refresh` found them:
+        for who is not known at all."""
+        return self._looked_at[:n]
 
     def categories(self, numbers: IntArray) -> IntArray:
         """(n,) codes of the items' categories, 0 where none is known."""
@@ -174,6 +182,7 @@ class ItemView:
         heads[at, SEEN] = records.heads[fresh, 0]
         heads[at, FIRST], heads[at, NEWEST] = records.heads[fresh, 1], records.heads[fresh, 2]
         heads[at, TOUCHED], heads[at, CATEGORY] = records.heads[fresh, 3], records.heads[fresh, 4]
+        self._published += int(np.count_nonzero(heads[at, PUBLISHED] == 0))
         heads[at, PUBLISHED] = 1
         of["totals"][at], of["counts"][at] = records.totals[fresh], records.counts[fresh]
         of["price"][at] = records.price[fresh]
@@ -181,7 +190,10 @@ class ItemView:
     def _add_visits(self, records: ItemRecords, numbers: IntArray, fresh: npt.NDArray[np.bool_]) -> None:
         """Those of the visits that were not there in the item's record before."""
         heads = self._known["heads"].array
-        new = np.minimum(records.heads[:, 0] - heads[numbers, SEEN], np.diff(records.visits_begin))
+        seen = heads[numbers, SEEN]
+        # the stage had forgotten the item since, and counts anew: all its visits are
+        anew = (records.heads[:, 0] < seen) & (records.heads[:, 3] > heads[numbers, TOUCHED])
+        new = np.minimum(records.heads[:, 0] - np.where(anew, 0, seen), np.diff(records.visits_begin))
         new = np.where(fresh, np.maximum(new, 0), 0)
         row = np.repeat(np.arange(len(numbers)), new)
         at = records.visits_begin[1:][row] - new[row] + (np.arange(len(row)) - np.repeat(np.cumsum(new) - new, new))
@@ -196,11 +208,17 @@ class ItemView:
         return self._popular.trending
 
     def refresh(self, now_ms: int) -> None:
-        """Finds anew what is looked at most within the hour and the day before ``now_ms``, and in each category."""
-        numbers = self.published()
+        """Finds anew what is looked at most within the hour, the day and the weeks before ``now_ms``, and in each
+        category; gives up what nobody has touched for too long."""
+        heads, numbers = self._known["heads"].array, self.published()
+        stale = heads[numbers, TOUCHED] <= now_ms - self.horizon_ms
+        heads[numbers[stale], PUBLISHED] = 0
+        numbers = numbers[~stale]
+        self._published = len(numbers)
         of = {name: self._known[name].array[numbers] for name in ("heads", "counts")}
         age = np.maximum(now_ms - of["heads"][:, NEWEST], 0)[:, None]
-        looks = of["counts"][:, :2] * 2.0 ** (-age / np.array(HALF_LIVES_MS[:2]))
+        looks = of["counts"][:, :3] * 2.0 ** (-age / np.array(HALF_LIVES_MS[:3]))
+        self._looked_at = numbers[np.lexsort((numbers, -looks[:, 2]))[:_POPULAR]]
         hour, day = (numbers[np.lexsort((numbers, -looks[:, c]))[:_TRENDING]] for c in (0, 1))
         trending = np.concatenate([day, hour[~np.isin(hour, day)]])
         categories = of["heads"][:, CATEGORY]

@@ -80,12 +80,13 @@ class Limits:
             np.array([{"high": 1.0, "low": -1.0, "both": 0.0}[w.bad] for w in self.watches]),
         )
 
-    def value_at_limit(self, i: int) -> float:
-        """The value of watch i from which on it is an alarm."""
+    def value_at_limit(self, i: int, value: float) -> float:
+        """The value of watch i from which on it is an alarm, on the side of ``value`` where both sides are."""
         watch, center, limit = self.watches[i], self.center[i], self.limit[i]
         if watch.distance:
             return float(np.exp(center + limit))
-        return float(center - limit if watch.bad == "low" else center + limit)
+        low = watch.bad == "low" or (watch.bad == "both" and value < center)
+        return float(center - limit if low else center + limit)
 
     def expected(self, i: int) -> float:
         """What watch i usually is."""

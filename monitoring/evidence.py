@@ -109,7 +109,7 @@ def _start(track: Track, settings: MonitorSettings, at: int) -> int:
 
 def _watch_json(track: Track, finding: Finding, i: int) -> dict[str, Any]:
     watch = finding.watches[i]
-    threshold, expected = track.limits_of(i)
+    threshold, expected = track.limits_of(i, float(finding.values[i]))
     return {
         "kind": watch.kind,
         "subject": watch.subject,

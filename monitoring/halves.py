@@ -175,6 +175,7 @@ class ScoredHalf:
         """Counts rows, see `monitoring.monitor`; `bins` must be known."""
         times = _column(columns, "event_time", np.int64, None)
         n = len(times)
+        clock = _column(columns, "clock", np.int64, n) if "clock" in columns else times
         x = _column(columns, "features", np.float64, n)
         if x.shape != (n, len(self.settings.features)):
             raise MonitorError(
@@ -183,7 +184,7 @@ class ScoredHalf:
         score = _column(columns, "score", np.float64, n)
         segments = [self._places(s, columns["segments"][name]) for s, name in enumerate(self.settings.segments)]
         hashes = row_hash(times, score)
-        for run in self.periods.runs(times, times):
+        for run in self.periods.runs(times, clock):
             close_below(self.open, run.closed_to, close)
             rows = slice(run.start, run.stop)
             self.late += int(np.count_nonzero(run.slot == LATE))

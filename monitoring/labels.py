@@ -93,6 +93,16 @@ class JoinSettings:
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; give one of {', '.join(known)}")
 
+    @property
+    def look_ms(self) -> int:
+        """The time between two looks for what is due."""
+        return max(1, self.horizon_ms // _LOOKS)
+
+    @property
+    def at_horizon(self) -> bool:
+        """Whether some vectors get their label at their horizon only."""
+        return self.negatives == "horizon" or self.conflicts == "last"
+
 
 class Joined(NamedTuple):
     """m vectors that have their label, in order: place, label (0 or 1), its time, when it was sent (`NO_TIME` where it
@@ -165,7 +175,7 @@ class LabelJoin:
     def advance(self, time_ms: int) -> Joined | None:
         """All that has a time below ``time_ms`` was in the log, as far as its senders know: what is due by that. None:
         nothing was looked for. The time never goes back."""
-        step = max(1, self.settings.horizon_ms // _LOOKS)
+        step = self.settings.look_ms
         before, self.time_ms = self.time_ms, max(self.time_ms, time_ms)
         if before // step == self.time_ms // step:
             return None

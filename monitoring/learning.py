@@ -51,6 +51,7 @@ class FirstRows:
     def __init__(self, settings: MonitorSettings) -> None:
         self.settings = settings
         self._times: list[IntArray] = []
+        self._clocks: list[IntArray] = []
         self._x: list[FloatArray] = []
         self._ids: list[str] = []
         self._segments: list[list[str]] = [[] for _ in settings.segments]
@@ -70,6 +71,7 @@ class FirstRows:
         stop = int(np.argmax(done)) + 1 if done.any() else len(times)
         part = rows_of(columns, slice(0, stop))
         self._times.append(part["event_time"].astype(np.int64))
+        self._clocks.append(part.get("clock", part["event_time"]).astype(np.int64))
         self._x.append(np.column_stack([part["features"], part["score"]]).astype(np.float64))
         self._ids += [segment_text(v) for v in part["transaction_id"].to_list()]
         for s, name in enumerate(settings.segments):
@@ -82,6 +84,7 @@ class FirstRows:
         x = np.concatenate(self._x)
         return {
             "event_time": np.concatenate(self._times),
+            "clock": np.concatenate(self._clocks),
             "transaction_id": Ids.of(self._ids),
             "features": np.ascontiguousarray(x[:, :-1]),
             "score": np.ascontiguousarray(x[:, -1]),
@@ -93,10 +96,11 @@ class FirstRows:
         return Bins.of(np.concatenate(self._x)), tuple(frequent(texts) for texts in self._segments)
 
     def state(self) -> Arrays:
-        """``times`` (k,), ``x`` (k, d + 1), ``ids`` (k,) and ``segment/i`` (k,) texts."""
+        """``times`` and ``clocks`` (k,), ``x`` (k, d + 1), ``ids`` (k,) and ``segment/i`` (k,) texts."""
         columns = len(self.settings.features) + 1
         out: Arrays = {
             "times": np.concatenate([np.zeros(0, np.int64), *self._times]),
+            "clocks": np.concatenate([np.zeros(0, np.int64), *self._clocks]),
             "x": np.concatenate([np.zeros((0, columns)), *self._x]),
             "ids": _texts(self._ids),
         }
@@ -105,10 +109,13 @@ class FirstRows:
     def restore(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
         """The reverse of `state`."""
         check_like(arrays, self.state(), "the monitor's first rows")
-        self._times, self._x = [arrays["times"].copy()], [arrays["x"].copy()]
+        self.rows = len(arrays["times"])
+        there = self.rows > 0
+        self._times, self._clocks, self._x = (
+            [arrays[name].copy()] if there else [] for name in ("times", "clocks", "x")
+        )
         self._ids = _list(arrays["ids"])
         self._segments = [_list(arrays[f"segment/{s}"]) for s in range(len(self._segments))]
-        self.rows = len(arrays["times"])
 
 
 def _texts(texts: Sequence[str]) -> npt.NDArray[np.bytes_]:

@@ -6,6 +6,8 @@
         "transaction_id": Ids (n),
         "features": (n, d) float64, columns in the order of settings.features,
         "score": (n,) float64 calibrated probability, NaN where there is none,
+        "clock": (n,) int64 ms, the time that periods close by (may be left out when rows come in the order of their
+            events: it is event_time then),
         "segments": {name: Ids (n)} for each name of settings.segments (may be left out when there are none),
     })
     alerts = monitor.observe_labelled({
@@ -183,7 +185,7 @@ class Monitor:
             subject=watch.subject,
             severity="critical" if critical else "warning",
             value=float(finding.values[i]),
-            threshold=track.limits_of(i)[0],
+            threshold=track.limits_of(i, float(finding.values[i]))[0],
             evidence=evidence,
         )
 

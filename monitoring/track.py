@@ -120,11 +120,12 @@ class Track:
         heard, seen = self.panel.step(counts, errors)
         return np.concatenate([*strengths, heard]), np.concatenate([*values, seen])
 
-    def limits_of(self, i: int) -> tuple[float, float]:
-        """(threshold, expected value) of watch i of `watches`; of a detector its sensitivity and 0."""
+    def limits_of(self, i: int, value: float) -> tuple[float, float]:
+        """(threshold, expected value) of watch i of `watches`, which has this value; of a detector its sensitivity and
+        0."""
         at, j = divmod(i, len(self.family.watches))
         if at < len(self.limits):
-            return self.limits[at].value_at_limit(j), self.limits[at].expected(j)
+            return self.limits[at].value_at_limit(j, value), self.limits[at].expected(j)
         detector = self.panel.detectors[i - len(self.family.watches) * len(self.limits)]
         return np.nan if detector is None else detector.sensitivity, 0.0
 

@@ -43,6 +43,7 @@ class Settings:
     bootstrap: str = _setting("127.0.0.1:9092", "Kafka brokers, HOST:PORT[,HOST:PORT], or memory://NAME")
     group: str = _setting("headrace-fraud", "consumer group")
     models: str = _setting("", "registry directory of model packages; empty: features are logged, scores are null")
+    recommend_models: str = _setting("", "recommend: registry directory of its own; empty: models")
     feature_set: str = _setting(
         "auto",
         "features that are computed; auto: the champion's, without a model the default ones",
@@ -101,7 +102,10 @@ class Settings:
         choices=("first", "last"),
     )
     label_mature_ms: int = _setting(
-        604_800_000, "monitor: how long after an event its label is taken for final, where performance is watched", 1
+        604_800_000,
+        "monitor: how long after an event its label is taken for final, where performance is watched; not before the "
+        "horizon where label_negatives or label_conflicts wait for it",
+        1,
     )
     alert_threshold: float = _setting(0.5, "monitor: scores at or above it are acted on, by whom they are sent to", 0)
     false_alarms: float = _setting(1.0, "monitor: alerts in 30 days that may be raised where nothing has changed", 0)

@@ -22,6 +22,8 @@ logger = logging.getLogger("headrace.feed")
 _RECORDS_MAX = 4096
 #: so many that nobody has taken yet are enough: the rest stays in the log
 _WAITING_MAX = 20_000
+#: until the log is asked again that could not be
+_AGAIN_S = 0.5
 
 
 class TopicFeed:
@@ -70,9 +72,8 @@ class TopicFeed:
     # -- on its thread --
 
     def _run(self) -> None:
-        consumer = self._log.consumer(f"headrace-feed-{uuid.uuid4().hex}")
         try:
-            self._consumer = consumer
+            consumer = self._consumer = self._log.consumer(f"headrace-feed-{uuid.uuid4().hex}")
             consumer.subscribe([self.topic], self)
             self._read(consumer)
         except HeadraceError as exc:
@@ -81,7 +82,8 @@ class TopicFeed:
             logger.exception("reading %s failed", self.topic)
             self._error = self._failed(f"{type(exc).__name__}: {exc}")
         finally:
-            consumer.close()
+            if self._consumer is not None:
+                self._consumer.close()
             self._caught_up.set()
 
     def _failed(self, why: str) -> FatalError:
@@ -92,19 +94,28 @@ class TopicFeed:
         while not self._stop.is_set():
             while self._waiting_records() >= _WAITING_MAX and not self._stop.is_set():
                 time.sleep(0.01)
-            batches = consumer.poll(0.1, _RECORDS_MAX)
-            for batch in batches:
-                self._next[batch.tp] = batch.next_offset
-            if batches:
-                with self._lock:
-                    self._waiting.append(batches)
-            if not self._caught_up.is_set() and consumer.assignment():
-                try:
-                    ends = ends or {tp: consumer.offset_range(tp)[1] for tp in consumer.assignment()}
-                except LogUnavailable:
-                    continue
-                if all((consumer.position(tp) or 0) >= end for tp, end in ends.items()):
-                    self._caught_up.set()
+            try:
+                self._poll(consumer, ends)
+            except LogUnavailable as exc:
+                self._wait(exc)
+
+    def _poll(self, consumer: LogConsumer, ends: dict[TP, int]) -> None:
+        """Reads once; ``ends`` are where the partitions ended at the start, as soon as that is known."""
+        batches = consumer.poll(0.1, _RECORDS_MAX)
+        for batch in batches:
+            self._next[batch.tp] = batch.next_offset
+        if batches:
+            with self._lock:
+                self._waiting.append(batches)
+        if not self._caught_up.is_set() and consumer.assignment():
+            if not ends:
+                ends.update({tp: consumer.offset_range(tp)[1] for tp in consumer.assignment()})
+            if all((consumer.position(tp) or 0) >= end for tp, end in ends.items()):
+                self._caught_up.set()
+
+    def _wait(self, exc: LogUnavailable) -> None:
+        logger.warning("reading %s: %s; tried again", self.topic, exc)
+        self._stop.wait(_AGAIN_S)
 
     def _waiting_records(self) -> int:
         with self._lock:
@@ -113,9 +124,13 @@ class TopicFeed:
     def on_assign(self, partitions: list[TP]) -> Mapping[TP, int | None]:
         assert self._consumer is not None
         for tp in partitions:
-            if tp not in self._next:
-                self._next[tp] = self._consumer.offset_range(tp)[0]
-        return {tp: self._next[tp] for tp in partitions}
+            # an error here would leave the partition unread: the log is asked until it answers
+            while tp not in self._next and not self._stop.is_set():
+                try:
+                    self._next[tp] = self._consumer.offset_range(tp)[0]
+                except LogUnavailable as exc:
+                    self._wait(exc)
+        return {tp: self._next.get(tp) for tp in partitions}
 
     def on_revoke(self, partitions: list[TP]) -> None:
         """Nothing to give up."""

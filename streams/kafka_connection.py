@@ -58,6 +58,9 @@ _TRANSIENT = {
     KafkaError.REQUEST_TIMED_OUT,
     KafkaError.NETWORK_EXCEPTION,
     KafkaError.UNSTABLE_OFFSET_COMMIT,
+    # after a broker's restart, by what the client last knew of it
+    KafkaError.FENCED_LEADER_EPOCH,
+    KafkaError.UNKNOWN_LEADER_EPOCH,
 }
 #: Nobody answers at the broker's address.
 _AWAY = {KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT, KafkaError._RESOLVE}

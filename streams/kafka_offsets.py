@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from confluent_kafka import IsolationLevel, KafkaException, TopicPartition
+from confluent_kafka import IsolationLevel, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # a public name that its stubs leave out
     AdminClient,
     ListOffsetsResultInfo,
@@ -22,6 +23,8 @@ __all__ = ["Offsets"]
 logger = logging.getLogger("headrace.kafka")
 
 _ASK_S = 5.0
+#: a client that was closed, or hangs, never answers
+_GIVE_UP_S = 2 * _ASK_S
 _EARLIEST, _LATEST = OffsetSpec.earliest(), OffsetSpec.latest()  # type: ignore[no-untyped-call]
 
 
@@ -43,11 +46,15 @@ class Offsets:
         """(earliest, end); waits for a broker that is away."""
 
         def ask() -> tuple[int, int]:
-            asked = [self._ask([tp], spec) for spec in (_EARLIEST, _LATEST)]
+            client = self._reach()
+            asked = [_ask(client, [tp], spec, self._isolation) for spec in (_EARLIEST, _LATEST)]
             try:
-                low, high = (future.result().offset for futures in asked for future in futures.values())
+                low, high = (future.result(_GIVE_UP_S).offset for futures in asked for future in futures.values())
+            except TimeoutError as exc:
+                self._leave(client)
+                raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "no answer")) from exc
             except KafkaException:
-                self._client = None
+                self._leave(client)
                 raise
             return int(low), int(high)
 
@@ -55,25 +62,43 @@ class Offsets:
 
     def ends(self, partitions: Sequence[TP]) -> Callable[[], dict[TP, int] | None]:
         """Where they end, without waiting: see `LogConsumer.ends`."""
-        asked = self._ask(partitions, _LATEST)
+        # the answer holds its client: one that is gone answers nobody
+        client = self._reach()
+        asked = _ask(client, partitions, _LATEST, self._isolation)
+        give_up_at = time.monotonic() + _GIVE_UP_S
 
         def answer() -> dict[TP, int] | None:
             if not all(future.done() for future in asked.values()):
-                return None
+                if time.monotonic() < give_up_at:
+                    return None
+                self._leave(client)
+                raise LogUnavailable(f"no answer in {_GIVE_UP_S:.0f} s")
             try:
                 return {tp: int(future.result().offset) for tp, future in asked.items()}
             except KafkaException as exc:
-                self._client = None  # one that lost its brokers might not find back
+                self._leave(client)
                 raise LogUnavailable(exc.args[0].str()) from exc
 
         return answer
 
-    def _ask(self, partitions: Sequence[TP], spec: OffsetSpec) -> dict[TP, Future[ListOffsetsResultInfo]]:
-        if self._client is None:
-            self._client = AdminClient(self._settings, logger=logger)
-        futures = self._client.list_offsets(
-            {TopicPartition(tp.topic, tp.partition): spec for tp in partitions},
-            isolation_level=self._isolation,
-            request_timeout=_ASK_S,
-        )
-        return {TP(part.topic, part.partition): future for part, future in futures.items()}
+    def _reach(self) -> AdminClient:
+        client = self._client
+        if client is None:
+            client = self._client = AdminClient(self._settings, logger=logger)
+        return client
+
+    def _leave(self, client: AdminClient) -> None:
+        """One that lost its brokers might not find back."""
+        if self._client is client:
+            self._client = None
+
+
+def _ask(
+    client: AdminClient, partitions: Sequence[TP], spec: OffsetSpec, isolation: IsolationLevel
+) -> dict[TP, Future[ListOffsetsResultInfo]]:
+    futures = client.list_offsets(
+        {TopicPartition(tp.topic, tp.partition): spec for tp in partitions},
+        isolation_level=isolation,
+        request_timeout=_ASK_S,
+    )
+    return {TP(part.topic, part.partition): future for part, future in futures.items()}

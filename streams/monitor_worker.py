@@ -28,7 +28,7 @@ def make_pipeline(settings: Settings) -> MonitorPipeline:
     )
     watch = WatchSettings(settings.label_mature_ms, settings.alert_threshold, settings.false_alarms)
     try:
-        watch.of(("any",), 1)
+        watch.of(("any",), join, 1)
     except MonitorError as exc:
         raise ConfigError(f"settings of the monitor: {exc}") from exc
     return MonitorPipeline(join, settings.partitions, watch)

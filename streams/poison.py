@@ -32,14 +32,14 @@ T = TypeVar("T")
 
 
 class Guard:
-    """One worker's: it remembers how many poisoned records came one after the other."""
+    """One worker's: it remembers how many poisoned records came one after the other, of each step."""
 
     def __init__(self) -> None:
-        self._in_a_row = 0
+        self._in_a_row: dict[str, int] = {}
 
-    def run(self, work: Callable[[int, int], T], n: int) -> tuple[list[T], dict[int, str]]:
+    def run(self, step: str, work: Callable[[int, int], T], n: int) -> tuple[list[T], dict[int, str]]:
         """``work(start, stop)`` of n records: its results in order for as many as possible at a time, and why not for
-        the others. Raises what ``work`` raises where the fifth record in a row is poisoned."""
+        the others. Raises what ``work`` raises where the fifth record in a row is poisoned in this ``step``."""
         results: list[T] = []
         poisoned: dict[int, str] = {}
         left = [(0, n)]
@@ -47,7 +47,7 @@ class Guard:
             start, stop = left.pop()
             try:
                 results.append(work(start, stop))
-                self._in_a_row = 0
+                self._in_a_row[step] = 0
             except _FATAL:
                 raise
             except Exception as exc:
@@ -55,8 +55,8 @@ class Guard:
                     middle = (start + stop) // 2
                     left += [(middle, stop), (start, middle)]
                     continue
-                self._in_a_row += 1
-                if self._in_a_row >= _IN_A_ROW_MAX:
+                self._in_a_row[step] = in_a_row = self._in_a_row.get(step, 0) + 1
+                if in_a_row >= _IN_A_ROW_MAX:
                     raise
                 logger.exception("a record that cannot be done is dead-lettered; report this, it is a defect")
                 poisoned[start] = f"defect: {type(exc).__name__}: {exc}. Report it with the record"
@@ -73,7 +73,7 @@ class Guard:
                 "records of %s could not be decoded: %r; looking for them", batches[0].tp.topic, exc, exc_info=True
             )
             return [self._decode_one(decode, batch) for batch in batches]
-        self._in_a_row = 0
+        self._in_a_row[batches[0].tp.topic] = 0
         return decoded
 
     def _decode_one(self, decode: Decode, batch: RecordBatch) -> tuple[Block, list[Dead]]:
@@ -81,7 +81,7 @@ class Guard:
             block, dead = decode(_part(batch, start, stop))
             return block, [replace(one, index=start + one.index) for one in dead]
 
-        parts, poisoned = self.run(part, len(batch))
+        parts, poisoned = self.run(batch.tp.topic, part, len(batch))
         # an empty part has the columns where no record is left
         block = Block.concat([block for block, _ in parts] or [part(0, 0)[0]])
         dead = [one for _, found in parts for one in found] + [Dead(i, why) for i, why in poisoned.items()]

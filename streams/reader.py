@@ -127,7 +127,7 @@ class BlockReader(threading.Thread):
         self._ask_ends_at = 0.0
         #: when the broker was asked where logs end, and its answer
         self._ends_asked: tuple[float, Callable[[], dict[TP, int] | None]] | None = None
-        self._loader = Loader(host.recover)
+        self._loader = Loader(host.recover, self.assignment.owns)
         self.progress = Progress()
         self.lag = LagWatch(self.assignment, settings.lag_said_s)
         #: CPU seconds of this thread so far: polls, commits and what is between
@@ -332,8 +332,8 @@ class BlockReader(threading.Thread):
             raise FatalError(
                 "stage-stalled",
                 f"no batch was done for {idle_s:.0f} s; in flight: {batch.tp.topic}/{batch.tp.partition} "
-                f"offsets {batch.offsets[0]}..{batch.offsets[-1]}. A stage hangs; the worker ends so that "
-                f"another takes its partitions.",
+                f"offsets {batch.offsets[0]}..{batch.offsets[-1]}. A stage hangs, or waits for a "
+                "decision that does not get into the log; the worker ends so that another takes its partitions.",
             )
 
     def _drain(self, partitions: Sequence[TP], timeout_s: float) -> bool:

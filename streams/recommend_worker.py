@@ -43,24 +43,25 @@ def shop_settings(settings: Settings) -> ShopSettings:
 
 
 def make_pipeline(settings: Settings, log: Log) -> RecommendPipeline:
-    """The pipeline with the registry's champion; without one, or where it is another pipeline's, candidates are served
-    in their own order. ConfigError: a setting that cannot be, or no such registry."""
+    """The pipeline with the champion of ``recommend_models``, else ``models``; without one, or where it is another
+    pipeline's, candidates are served in their own order. ConfigError: a setting that cannot be, or no such registry."""
     if settings.explore > 1:
         raise ConfigError(f"setting explore: {settings.explore:g} is above 1; give the share of lists, 0 to 1")
     slot = ModelSlot()
-    if settings.models:
-        if not Path(settings.models).is_dir():
-            raise ConfigError(f"--models {settings.models}: no such directory; train a model into it, or leave it out")
-        registry = Registry(settings.models)
+    models = settings.recommend_models or settings.models
+    if models:
+        if not Path(models).is_dir():
+            raise ConfigError(f"--models {models}: no such directory; train a model into it, or leave it out")
+        registry = Registry(models)
         label = registry.aliases().get("champion")
         if label is None:
-            logger.warning("%s has no champion: lists come without a model", settings.models)
+            logger.warning("%s has no champion: lists come without a model", models)
         elif read_manifest(registry.resolve(label)).schema_hash not in ("", SCHEMA_HASH):
             logger.warning(
                 "the champion %s of %s was made for other features: lists come without a model; train one with "
                 "`headrace train --pipeline recommend` into a registry of its own",
                 label,
-                settings.models,
+                models,
             )
         else:
             slot.replace(registry.get(label, FEATURES, SCHEMA_HASH))

@@ -44,8 +44,9 @@ class Loader:
     worker wake each other, which those without a state could not do.
     """
 
-    def __init__(self, recover: Callable[[Assigned], int]) -> None:
-        self._recover = recover
+    def __init__(self, recover: Callable[[Assigned], int], owns: Callable[[TP, int], bool]) -> None:
+        """``owns``: whether an assignment is still the present one; what goes wrong with another is nothing."""
+        self._recover, self._owns = recover, owns
         self._outcomes: queue.SimpleQueue[list[Loaded] | HeadraceError] = queue.SimpleQueue()
 
     def load(self, assigned: Sequence[Assigned]) -> None:
@@ -64,13 +65,21 @@ class Loader:
         return done
 
     def _run(self, assigned: list[Assigned]) -> None:
-        try:
-            self._outcomes.put([Loaded(one.tp, one.epoch, self._recover(one)) for one in assigned])
-        except HeadraceError as exc:
-            self._outcomes.put(exc)
-        except Exception as exc:
-            logger.exception("recovery failed")
-            self._outcomes.put(FatalError("recovery-failed", f"{type(exc).__name__}: {exc}. See the log above."))
+        done: list[Loaded] = []
+        for one in assigned:
+            error: HeadraceError
+            try:
+                done.append(Loaded(one.tp, one.epoch, self._recover(one)))
+                continue
+            except HeadraceError as exc:
+                error = exc
+            except Exception as exc:
+                logger.exception("recovery failed")
+                error = FatalError("recovery-failed", f"{type(exc).__name__}: {exc}. See the log above.")
+            if self._owns(one.tp, one.epoch):
+                self._outcomes.put(error)
+                return
+        self._outcomes.put(done)
 
 
 class Progress:

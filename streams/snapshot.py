@@ -82,7 +82,10 @@ def fork_write(make_arrays: Callable[[], Arrays], meta: CheckpointMeta, draft: D
     """
     if not hasattr(os, "fork"):
         return _ThreadWrite(make_arrays, meta, draft)
-    answer, pipe = os.pipe()
+    try:
+        answer, pipe = os.pipe()
+    except OSError as exc:
+        raise _no_process(draft, exc) from exc
     os.set_blocking(answer, False)
     begin = time.perf_counter()
     # A signal between the fork and the child's new handlers would run the parent's handlers in the child.
@@ -97,12 +100,16 @@ def fork_write(make_arrays: Callable[[], Arrays], meta: CheckpointMeta, draft: D
             _run(pipe, mask, make_arrays, meta, draft)
     except OSError as exc:
         os.close(answer)
-        remedy = "free memory, or raise the limits on memory and processes"
-        raise CheckpointError(draft.name, "unwritable", f"no process to write it: {exc}", remedy) from exc
+        raise _no_process(draft, exc) from exc
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         os.close(pipe)
     return _ForkedWrite(pid, answer, draft, time.perf_counter() - begin)
+
+
+def _no_process(draft: Draft, exc: OSError) -> CheckpointError:
+    remedy = "free memory, or raise the limits on memory, processes and open files"
+    return CheckpointError(draft.name, "unwritable", f"no process to write it: {exc}", remedy)
 
 
 def _run(

@@ -89,6 +89,8 @@ def run(args: argparse.Namespace) -> int:
     names = ("models", "order", "delivery", "checkpoints", "reasons", "reasons_max", "shed", "group", "partitions")
     overrides = {name: getattr(args, name) for name in names}
     overrides |= {"bootstrap": args.bootstrap, "feature_set": args.set, "monitor": args.monitor}
+    if args.pipeline == "recommend":
+        overrides["recommend_models"] = args.models
     settings = load_settings(args.config, overrides=overrides, defaults={"group": f"headrace-{args.pipeline}"})
     if args.pipeline == "fraud":
         check_champion(settings)

@@ -7,17 +7,23 @@ import contextlib
 import json
 import signal
 import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from streams.cli.options import print_json
 from streams.demo_children import child_command
-from streams.errors import EXIT_OK, ConfigError
+from streams.errors import EXIT_FAILED, EXIT_OK, ConfigError
 
 __all__ = ["run_all"]
 
 _POLL_S = 0.1
+#: for all workers to end, more than they need to drain; who has not by then is killed
+_END_S = 60.0
+#: for the last lines of one that has ended; a child of its own may hold its stdout for longer
+_LINES_S = 5.0
 #: options that are the same for all, by attribute; flags have no value
 _PASSED = ("bootstrap", "config", "delivery", "checkpoints", "partitions")
 #: those that only the fraud pipeline knows
@@ -31,6 +37,8 @@ class _Worker:
         self.pipeline = pipeline
         self.ready = threading.Event()
         self.last = ""
+        #: figures it has printed, and how many it was asked for
+        self.reports = self.wanted = 0
         # a session of its own: Ctrl-C in the terminal is for us, who end all in order
         self.process = subprocess.Popen(
             child_command("streams.cli.main", words),
@@ -50,14 +58,26 @@ class _Worker:
                     self.ready.set()
                 else:
                     self.last = line.rstrip()
+                    self.reports += 1
+
+    def ask(self) -> None:
+        """For its figures so far. Before it is ready, the signal would end it."""
+        if self.ready.is_set() and self.process.poll() is None:
+            self.wanted = self.reports + 1
+            self.process.send_signal(signal.SIGUSR1)
 
     def end(self) -> None:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
 
-    def wait(self) -> int:
-        code = self.process.wait()
-        self._reader.join()
+    def wait(self, timeout_s: float) -> int:
+        try:
+            code = self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            print(f"{self.pipeline}: has not ended in {_END_S:.0f} s: killed", file=sys.stderr, flush=True)
+            self.process.kill()
+            code = self.process.wait()
+        self._reader.join(_LINES_S)
         return code
 
 
@@ -96,29 +116,48 @@ def check(args: argparse.Namespace) -> None:
 
 
 def run_all(args: argparse.Namespace, pipelines: Sequence[str]) -> int:
-    """Prints ``ready`` once all are. When one ends the others are ended; returns the first exit code that is not 0."""
+    """Prints ``ready`` once all are, on SIGUSR1 the figures so far. When one ends the others are ended; returns the
+    first exit code that is not 0."""
     check(args)
-    stopping = threading.Event()
-    with _signals(stopping):
+    stopping, asked = threading.Event(), threading.Event()
+    with _signals(stopping, asked):
         workers = [_Worker(pipeline, words_of(pipeline, args)) for pipeline in pipelines]
-        told = False
+        told = asking = False
         while not stopping.wait(_POLL_S) and all(worker.process.poll() is None for worker in workers):
             if not told and all(worker.ready.is_set() for worker in workers):
                 told = True
                 print("ready", flush=True)
-        codes = [worker.process.poll() for worker in workers]  # who ended by itself comes first
+            if asked.is_set():
+                asked.clear()
+                asking = True
+                for worker in workers:
+                    worker.ask()
+            if asking and all(worker.reports >= worker.wanted for worker in workers):
+                asking = False
+                _report(workers, args.json)
+        # who ended by itself comes first
+        codes = [_exit_code(worker.process.poll(), stopping.is_set()) for worker in workers]
         for worker in workers:
             worker.end()
-        codes += [worker.wait() for worker in workers]
+        deadline = time.monotonic() + _END_S
+        codes += [_exit_code(worker.wait(max(0.0, deadline - time.monotonic())), True) for worker in workers]
     _report(workers, args.json)
     return next((code for code in codes if code), EXIT_OK)
 
 
+def _exit_code(code: int | None, stopping: bool) -> int:
+    """Of a worker's: below 0 a signal has ended it, which is as it should be where it was told to end before it could
+    listen. None: it runs."""
+    if code is None or (stopping and code == -signal.SIGTERM):
+        return EXIT_OK
+    return code if code >= 0 else EXIT_FAILED
+
+
 @contextlib.contextmanager
-def _signals(stopping: threading.Event) -> Iterator[None]:
-    """SIGTERM and Ctrl-C set the event."""
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    before = {number: signal.signal(number, lambda *_: stopping.set()) for number in numbers}
+def _signals(stopping: threading.Event, asked: threading.Event) -> Iterator[None]:
+    """SIGTERM and Ctrl-C set the one event, SIGUSR1 the other."""
+    events = {signal.SIGTERM: stopping, signal.SIGINT: stopping, signal.SIGUSR1: asked}
+    before = {number: signal.signal(number, lambda *_, event=event: event.set()) for number, event in events.items()}
     try:
         yield
     finally:

@@ -277,7 +277,7 @@ class TerminalTask:
             vectors = TerminalTask.vectors(pipeline, pieces, outputs)
             if vectors is not None:
                 score = partial(score_rows, pipeline, lineup, vectors, sum(batch.nbytes for _, batch in pieces))
-                scored, poisoned = pipeline.guard.run(score, len(vectors.rows))
+                scored, poisoned = pipeline.guard.run("score", score, len(vectors.rows))
                 outputs += [out for part in scored for out in part]
                 if poisoned:
                     outputs.append(unscored(vectors.rows, poisoned))

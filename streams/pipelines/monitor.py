@@ -30,7 +30,7 @@ from streams.worker import Task
 __all__ = ["MonitorPipeline"]
 
 #: version of what `state` of the tasks gives, and of what `process` makes of a log: to be raised when either changes
-_STATE_FORMAT = 1
+_STATE_FORMAT = 2
 
 _TOPICS = (LABELS, BY_TERMINAL, BY_TRANSACTION, LABELLED, ALERTS, DEAD_LETTERS)
 

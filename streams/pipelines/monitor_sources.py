@@ -27,10 +27,15 @@ class _Source:
 class Sources:
     """The time that all sources (topic, partition) have passed that are not idle. A source that never sent anything is
     waited for; where all are idle, everything is there up to the newest time of any. One that wakes with old rows sets
-    the time back: who has acted on a later one keeps to that."""
+    the time back: who has acted on a later one keeps to that.
 
-    def __init__(self, sources: Iterable[tuple[str, int]]) -> None:
+    The time is never beyond the newest that a source of ``leading`` has told, and there is none before: the clock of
+    whoever writes labels may be anything, and no later row could undo a time in the far future.
+    """
+
+    def __init__(self, sources: Iterable[tuple[str, int]], leading: str) -> None:
         self._sources = {source: _Source() for source in sources}
+        self._leading = leading
 
     def push(self, message: Shuffled) -> int | None:
         """The log's next message; returns the time after it, None before there is one."""
@@ -49,11 +54,11 @@ class Sources:
     def _time_ms(self) -> int | None:
         awake = [source.watermark_ms for source in self._sources.values() if not source.idle]
         marks = [mark for mark in awake if mark is not None]
-        if len(marks) < len(awake):
+        led = [source.watermark_ms for (topic, _), source in self._sources.items() if topic == self._leading]
+        newest = max((mark for mark in led if mark is not None), default=None)
+        if len(marks) < len(awake) or newest is None:
             return None
-        if marks:
-            return min(marks)
-        return max((s.watermark_ms for s in self._sources.values() if s.watermark_ms is not None), default=None)
+        return min([*marks, newest])
 
     def to_arrays(self) -> Arrays:
         """``topics`` (s,), ``sources`` (s, 4) int64 by topic and partition: partition, next offset, idle, whether there

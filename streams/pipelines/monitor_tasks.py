@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -45,10 +45,11 @@ class MonitorTask:
         self.next_offset = 0
         self.positions = SourcePositions()
         infos = pipeline.infos
-        self.sources = Sources((t, p) for t in (LABELS, BY_TERMINAL) for p in range(infos[t].partitions))
+        sources = ((t, p) for t in (LABELS, BY_TERMINAL) for p in range(infos[t].partitions))
+        self.sources = Sources(sources, BY_TERMINAL)
         self.join = LabelJoin(pipeline.settings)
         self.shelf = Shelf()
-        self.watches = Watches(pipeline.watch, tp, infos[BY_TRANSACTION].partitions)
+        self.watches = Watches(pipeline.watch, pipeline.settings, tp, infos[BY_TRANSACTION].partitions)
 
     def state(self) -> Arrays:
         """All that `process` depends on, as plain arrays, between two batches; equal for equal logs: ``next_offset``
@@ -105,26 +106,27 @@ class MonitorTask:
             outputs.append(dead_letters(batch, dead, "join"))
         return outputs
 
-    def _take(self, message: Shuffled, replay: bool, outputs: list[OutBatch]) -> list[Joined]:
-        """What has become of the message's rows, and what is due behind them; alerts go to ``outputs``."""
+    def _take(self, message: Shuffled, replay: bool, outputs: list[OutBatch]) -> Iterator[Joined]:
+        """What has become of the message's rows, then, at the time after it, what is due behind them; alerts go to
+        ``outputs``. To be exhausted."""
         counts = self.pipeline.meters.counts
         start = self.positions.fresh(message.source, message.rows.offsets)
         rows = message.rows.part(start, len(message.rows)) if start else message.rows
-        out: list[Joined] = []
         if not replay:
             counts["resent_rows"] += start
             counts["received" if message.kind == "rows" else "labels"] += len(rows)
         if len(rows):
             keys = rows.block("", 0, 0, ("transaction_id",)).ids["transaction_id"].keys()
             if message.kind == "rows":
-                outputs += self.watches.scored(rows.block("", 0, 0), feature_names(rows.layout))
-                out.append(self.join.vectors(keys, rows.integers("event_time"), self.shelf.put(rows)))
+                outputs += self.watches.scored(rows.block("", 0, 0), feature_names(rows.layout), self.join.time_ms)
+                yield self.join.vectors(keys, rows.integers("event_time"), self.shelf.put(rows))
             else:
                 times, labels = rows.integers("label_time"), rows.integers("is_fraud")
-                out.append(self.join.labels(keys, times, labels, rows.words[1]))
+                yield self.join.labels(keys, times, labels, rows.words[1])
         time_ms = self.sources.push(message)
         due = None if time_ms is None else self.join.advance(time_ms)
-        return out if due is None else [*out, due]
+        if due is not None:
+            yield due
 
     def _labelled(self, joined: Joined, replay: bool, outputs: list[OutBatch]) -> None:
         self.shelf.free(joined.freed)
@@ -132,7 +134,7 @@ class MonitorTask:
             return
         parts = LabelledRows.of(self.shelf.take(joined.places), joined)
         for rows in parts:
-            outputs += self.watches.labelled(rows)
+            outputs += self.watches.labelled(rows, self.join.time_ms)
         if not replay:
             self.pipeline.meters.counts["labelled"] += len(joined.places)
             outputs.append(self.pipeline.encoder.encode(parts))

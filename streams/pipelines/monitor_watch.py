@@ -14,6 +14,7 @@ import orjson
 from features.arrays import Arrays, of_texts, prefixed, texts_of, under
 from features.block import Block, IntArray
 from monitoring.alerts import Alert
+from monitoring.labels import JoinSettings
 from monitoring.monitor import Monitor
 from monitoring.settings import MonitorSettings
 from streams.labelled import LabelledRows, matrix_of
@@ -36,11 +37,13 @@ class WatchSettings:
     threshold: float = 0.5
     false_alarms: float = 1.0
 
-    def of(self, features: Sequence[str], partitions: int) -> MonitorSettings:
+    def of(self, features: Sequence[str], join: JoinSettings, partitions: int) -> MonitorSettings:
         """Of one of so many partitions, which share the false alarms. MonitorError: a setting that cannot be."""
+        # what is known at the horizon only comes when it is looked for next
+        mature_ms = max(self.mature_ms, join.horizon_ms + join.look_ms) if join.at_horizon else self.mature_ms
         return MonitorSettings(
             tuple(features),
-            label_horizon_ms=self.mature_ms,
+            label_horizon_ms=mature_ms,
             threshold=self.threshold,
             false_alarms_per_30d=self.false_alarms / partitions,
         )
@@ -52,28 +55,33 @@ class _Watched(NamedTuple):
 
 
 class Watches:
-    """Of one of ``partitions`` partitions, which all see a share of the transactions, by chance."""
+    """Of one of ``partitions`` partitions, which all see a share of the transactions, by chance. Their clock is the
+    time that all sources of the log have passed, given with the rows: sources are at different times in a backlog, and
+    neither an event nor a label of a wrong clock may end a period."""
 
-    def __init__(self, settings: WatchSettings, tp: TP, partitions: int) -> None:
+    def __init__(self, settings: WatchSettings, join: JoinSettings, tp: TP, partitions: int) -> None:
         self._settings = settings
+        self._join = join
         self._tp = tp
         self._partitions = partitions
         #: who scored last comes last
         self._monitors: dict[_Watched, Monitor] = {}
 
-    def scored(self, vectors: Block, names: tuple[str, ...]) -> list[OutBatch]:
-        """Takes the vectors of one message, whose features have these names; the alerts that follow."""
+    def scored(self, vectors: Block, names: tuple[str, ...], time_ms: int) -> list[OutBatch]:
+        """Takes the vectors of one message, whose features have these names; the alerts that follow. ``time_ms``: that
+        all sources have passed, `NO_TIME` before there is one."""
         outputs: list[OutBatch] = []
         matrix = matrix_of(vectors, names)
         for model, rows in _by_model(vectors):
             watched = _Watched(model, names)
-            monitor = self._monitors.pop(watched, None) or Monitor(self._settings.of(names, self._partitions))
+            monitor = self._monitors.pop(watched, None) or self._monitor(names)
             self._monitors[watched] = monitor
             if len(self._monitors) > _MODELS_MAX:
                 del self._monitors[next(iter(self._monitors))]
             block, x = (vectors, matrix) if rows is None else (vectors.take(rows), matrix[rows])
             columns = {
                 "event_time": block.event_time_ms,
+                "clock": np.full(len(block), time_ms),
                 "transaction_id": block.ids["transaction_id"],
                 "features": x,
                 "score": block.columns["score"],
@@ -81,8 +89,8 @@ class Watches:
             outputs += self._alerts(model, monitor.observe_scored(columns))
         return outputs
 
-    def labelled(self, labelled: LabelledRows) -> list[OutBatch]:
-        """Takes vectors that got their label; the alerts that follow."""
+    def labelled(self, labelled: LabelledRows, time_ms: int) -> list[OutBatch]:
+        """Takes vectors that got their label; the alerts that follow. ``time_ms`` as in `scored`."""
         outputs: list[OutBatch] = []
         for model, rows in _by_model(labelled.block):
             monitor = self._monitors.get(_Watched(model, labelled.names))
@@ -90,9 +98,11 @@ class Watches:
                 continue
             at = slice(None) if rows is None else rows
             block = labelled.block if rows is None else labelled.block.take(rows)
+            times = block.event_time_ms
+            known = times + self._join.horizon_ms if self._join.at_horizon else labelled.label_times[at]
             columns = {
-                "event_time": block.event_time_ms,
-                "label_time": labelled.label_times[at],
+                "event_time": times,
+                "label_time": np.minimum(known, time_ms),
                 "transaction_id": block.ids["transaction_id"],
                 "card_id": block.ids["card_id"],
                 "score": block.columns["score"],
@@ -117,8 +127,11 @@ class Watches:
         """The reverse of `to_arrays`. StateError: of other settings."""
         for i, model in enumerate(texts_of(arrays["models"])):
             watched = _Watched(model, tuple(texts_of(arrays[f"{i}/features"])))
-            monitor = self._monitors[watched] = Monitor(self._settings.of(watched.features, self._partitions))
+            monitor = self._monitors[watched] = self._monitor(watched.features)
             monitor.restore(under(f"{i}/state/", arrays))
+
+    def _monitor(self, features: Sequence[str]) -> Monitor:
+        return Monitor(self._settings.of(features, self._join, self._partitions))
 
     def _alerts(self, model: str, alerts: Sequence[Alert]) -> list[OutBatch]:
         """As records, keyed by what they are about; an alert of each partition and model has an id of its own."""

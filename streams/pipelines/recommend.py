@@ -35,7 +35,7 @@ from streams.worker import Task
 __all__ = ["RecommendPipeline"]
 
 #: version of what `state` of the tasks gives, and of what `process` makes of a log: to be raised when either changes
-_STATE_FORMAT = 1
+_STATE_FORMAT = 2
 
 _STAGES = {INTERACTIONS: "user", BY_ITEM: "item"}
 _TOPICS = (INTERACTIONS, BY_ITEM, ITEMS, RECOMMENDATIONS, DEAD_LETTERS)
@@ -51,13 +51,14 @@ class RecommendPipeline:
     slot: ModelSlot
     partitions: int = 4
     log_features: bool = True
-    #: how long a worker that starts waits for the items that are there
+    #: how long a worker that starts waits for the items that are there, once
     view_wait_s: float = 10.0
     meters: Meters = field(default_factory=Meters)
     infos: Mapping[str, TopicInfo] = field(default_factory=dict)
     interactions: Decoder = field(init=False)
     serving: Serving = field(init=False)
     feed: TopicFeed = field(init=False)
+    _waited: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         self.interactions = Decoder(schema.INTERACTIONS)
@@ -91,10 +92,13 @@ class RecommendPipeline:
         )
 
     def task(self, tp: TP) -> Task:
-        """A task of interactions comes once the items that were there at the start are known, or are not in time."""
+        """The first task of interactions comes once the items that were there at the start are known, or are not in
+        time."""
         if tp.topic == BY_ITEM:
             return ItemTask(self, tp)
-        self.serving.catch_up(lambda: self.feed.caught_up, self.view_wait_s)
+        if not self._waited:
+            self.serving.catch_up(lambda: self.feed.caught_up, self.view_wait_s)
+            self._waited = True
         return UserTask(self, tp)
 
     def fingerprint(self, topic: str) -> str:

@@ -30,7 +30,7 @@ from models.slot import Serving as Model
 from streams.encode import decimal_keys, source_headers
 from streams.log import OutBatch, RecordBatch
 from streams.pipelines.recommend_lists import ListRules, choose, drawn, explores
-from streams.pipelines.recommend_stages import UserRows
+from streams.pipelines.recommend_stages import UserRows, said_times
 from streams.recommend_encode import RecommendationEncoder, Served
 from streams.stage import Meters
 from streams.topics import RECOMMENDATIONS
@@ -153,7 +153,8 @@ class Serving:
 
     def _recommended(self, rows: UserRows, model: Model, nbytes: int) -> OutBatch:
         # at the time of the first: no list may be told when its user will click next
-        self._trends.look(int(rows.block.event_time_ms[0]))
+        self._trends.look(int(said_times(rows.block.part(0, 1))[0]))
+        pool = self._view.published() if self._rules.explore else np.empty(0, np.int64)
         lists: list[Served] = []
         for start in range(0, len(rows.block), _ROWS_TOGETHER):
             some = np.arange(start, min(start + _ROWS_TOGETHER, len(rows.block)))
@@ -162,16 +163,15 @@ class Serving:
             with self._meters.part("rank", nbytes):
                 scores = _scores(model, found)
             with self._meters.part("lists", nbytes):
-                lists += self._lists(rows, some, found, scores, model)
+                lists += self._lists(rows, some, found, scores, model, pool)
         return self._records(rows, lists, model, nbytes)
 
     def _lists(
-        self, made: UserRows, rows: IntArray, found: Candidates, scores: FloatArray, model: Model
+        self, made: UserRows, rows: IntArray, found: Candidates, scores: FloatArray, model: Model, pool: IntArray
     ) -> list[Served]:
-        """The lists of these rows."""
+        """The lists of these rows; what is explored is drawn from ``pool``."""
         rules, view = self._rules, self._view
         popular = view.popular(2 * rules.length)
-        pool = view.published() if rules.explore else np.empty(0, np.int64)
         partition, offsets = made.block.partition, made.block.offsets[rows].tolist()
         listed: list[_Listed] = []
         for i, row in enumerate(rows.tolist()):

@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from features.arrays import Arrays, of_optional, optional_of, prefixed, under
-from features.block import Block
+from features.block import Block, IntArray
 from features.engine import Dedupe
 from features.shopping import FAN, Contexts, ItemRecords, ItemState, UserState
 
-__all__ = ["ItemStage", "ShopSettings", "UserRows", "UserStage"]
+__all__ = ["ItemStage", "ShopSettings", "UserRows", "UserStage", "said_times"]
 
 #: before the names of the arrays of a stage's parts
 _USERS, _SEEN, _ITEMS = "users/", "dedupe/", "items/"
@@ -112,9 +112,17 @@ def rows_by_item(made: UserRows) -> Block:
     )
 
 
+def said_times(block: Block) -> IntArray:
+    """(n,) the times of the events, none later than it was sent: one of a clock that is ahead is no reason to take all
+    others for old. Records without a time of sending (0) are taken at their word."""
+    sent = block.timestamps
+    return np.where(sent > 0, np.minimum(block.event_time_ms, sent), block.event_time_ms)
+
+
 class ItemStage:
     """What is known of items; those that have changed are published when event time passes a multiple of
-    ``publish_ms``, before the row that passes it counts, so that the boundaries of blocks never show."""
+    ``publish_ms``, see `said_times`, before the row that passes it counts, so that the boundaries of blocks never
+    show."""
 
     def __init__(self, settings: ShopSettings) -> None:
         self._items = ItemState()
@@ -129,7 +137,7 @@ class ItemStage:
 
     def process(self, block: Block) -> Iterator[ItemRecords]:
         """Takes the rows; yields what is to be published meanwhile. To be exhausted."""
-        times = block.event_time_ms
+        times = said_times(block)
         if not len(times):
             return
         before = int(times[0]) if self._newest_ms is None else self._newest_ms

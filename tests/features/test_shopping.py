@@ -376,6 +376,43 @@ def test_the_popular_of_the_category_are_candidates() -> None:
     assert ratio == {10: 1.0, 11: 1.1, 12: 1.2, 13: 1.3}
 
 
+def looked_at(state: ItemState, *rows: tuple[int | str, int, int]) -> ItemRecords:
+    """What is published once these (item, time, session) were seen, one after the other."""
+    state.process(told_block([Told(item, time, 0, 0, 1, session, None, 1.0) for item, time, session in rows]))
+    return state.changed()
+
+
+def test_visits_of_an_item_that_was_forgotten_and_came_back_are_taken() -> None:
+    items, view = ItemState(), ItemView(sessions=64)
+    view.apply(looked_at(items, *((1, BEGIN_MS + n, n) for n in range(5))))
+    again = BEGIN_MS + 2 * items.horizon_ms
+    view.apply(looked_at(items, (2, again, 100), (1, again + 1, 100)))
+    context = UserState().process(block_of([Click("new", 2, again + 2, 0, None, None, math.nan)]))
+    found = view.recommendable(context, np.array([0]), 10)
+    knn = dict(zip(view.ids(found.numbers).to_list(), found.x[:, column("knn_sessions")].tolist(), strict=True))
+    assert knn[1] == 1.0
+
+
+def test_the_popular_are_those_of_now_and_what_nobody_touches_goes() -> None:
+    items, view = ItemState(), ItemView(sessions=64)
+    day = 24 * HOUR_MS
+    later = BEGIN_MS + 40 * day
+    view.apply(looked_at(items, *((1, BEGIN_MS, n) for n in range(9)), (2, later, 1), (2, later, 2), (3, later, 3)))
+    assert len(view) == 3 and len(view.popular(5)) == 0
+    view.refresh(later)
+    assert view.ids(view.popular(5)).to_list() == [2, 3, 1] and view.ids(view.copy().popular(1)).to_list() == [2]
+    view.refresh(later + 20 * day)
+    assert view.ids(view.popular(5)).to_list() == [2, 3] and len(view) == len(view.copy()) == 2
+
+
+def test_names_of_forgotten_items_are_forgotten() -> None:
+    items = ItemState(neighbours=1, visits=1, horizon_ms=1000)
+    for n in range(10):
+        records = looked_at(items, *((f"{n}-{i}", BEGIN_MS + 2000 * n + i // 2, 1) for i in range(400)))
+        assert sorted(records.ids.to_list()) == sorted(f"{n}-{i}" for i in range(400))
+    assert len(items._names.by_code) < 2000
+
+
 def test_the_last_sessions_are_kept() -> None:
     """More sessions than there is room for: the oldest go, and nothing of them is found."""
     view = ItemView(sessions=4)

@@ -105,7 +105,7 @@ def test_workers_join_and_leave_under_load(kafka: Broker, tmp_path: Path) -> Non
     options = (kafka.bootstrap, tmp_path, "joining-eo", *OPTIONS)
     with Worker(*options, config=EXACTLY_ONCE) as first, Tail(log) as tail:
         first.wait_ready()
-        feed = Feed(log, STREAM.records, per_s=1_500)
+        feed = Feed(log, STREAM.records, per_s=200)
         with Worker(*options, config=EXACTLY_ONCE) as second:
             second.wait_ready()
             feed.hurry(4_000)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from features.block import FloatArray, Ids
-from models.lineup import CanaryBounds, CanaryGuard, Lineup, in_canary
+from models.lineup import CanaryBounds, CanaryGuard, Lineup, halved, in_canary
 from models.slot import ModelSlot
 
 
@@ -45,6 +45,8 @@ def test_the_share_of_keys() -> None:
     assert not in_canary(KEYS, 0.0).any() and in_canary(KEYS, 1.0).all()
     texts = Ids.of([f"card-{i}" for i in range(20_000)]).keys()
     assert in_canary(texts, 0.05).mean() == pytest.approx(0.05, rel=0.15)
+    both = in_canary(KEYS, 0.1, 2**63 + 12345) & in_canary(KEYS, 0.1, 7)
+    assert both.mean() == pytest.approx(0.01, rel=0.3), "another canary has other keys"
     part = in_canary(KEYS, 0.3)
     assert np.array_equal(np.concatenate([in_canary(KEYS[:7], 0.3), in_canary(KEYS[7:], 0.3)]), part)
 
@@ -57,7 +59,8 @@ def test_canary_and_shadow() -> None:
     expected = X[:, 0].copy()
     expected[scored.canary] += 0.5
     assert np.array_equal(scored.raw, expected) and np.array_equal(scored.score, expected / 10)
-    assert scored.shadow is not None and np.array_equal(scored.shadow[0], -X[:, 0])
+    assert scored.shadow is not None and np.array_equal(scored.shadow.raw, -X[:, 0])
+    assert np.array_equal(scored.shadow.rows, np.arange(len(X)))
 
 
 def test_raw_scores_and_scores_that_are_one_array() -> None:
@@ -80,9 +83,40 @@ def test_a_canary_or_shadow_that_fails_takes_nothing_from_the_champion(bad: Any)
     champion = Fake("a@1", same)
     lineup = Lineup(champion, Fake("a@3", broken), Fake("a@2", bad), 0.5, guard)  # type: ignore[arg-type]
     scored = lineup.score(X, KEYS)
-    assert np.array_equal(scored.raw, X[:, 0]) and len(scored.canary) == 0 and scored.shadow is None
+    assert np.array_equal(scored.raw, X[:, 0]) and len(scored.canary) == 0
+    assert scored.shadow is not None and len(scored.shadow.rows) == len(scored.shadow.raw) == 0
     verdict = guard.verdict()
     assert verdict is not None and "rows failed" in verdict
+
+
+def test_what_fails_at_some_rows_fails_at_no_others() -> None:
+    def picky(x: FloatArray) -> FloatArray:
+        if (x[:, 0] % 97 == 3).any():
+            raise RuntimeError("no")
+        return -x[:, 0]
+
+    x, keys = X[:1000], KEYS[:1000]
+    guard = CanaryGuard()
+    lineup = Lineup(Fake("a@1", same), Fake("a@3", picky), Fake("a@2", picky), 0.5, guard, 5)  # type: ignore[arg-type]
+    scored = lineup.score(x, keys)
+    chosen, good = np.flatnonzero(in_canary(keys, 0.5, 5)), np.flatnonzero(x[:, 0] % 97 != 3)
+    assert np.array_equal(scored.canary, np.intersect1d(chosen, good)) and 0 < guard.failed == len(
+        np.setdiff1d(chosen, good)
+    )
+    assert scored.shadow is not None and np.array_equal(scored.shadow.rows, good)
+    assert np.array_equal(scored.shadow.raw, -x[good, 0])
+    for cut in (1, 3, 4, 500):
+        parts = lineup.score(x[:cut], keys[:cut]), lineup.score(x[cut:], keys[cut:])
+        assert np.array_equal(np.concatenate([part.raw for part in parts]), scored.raw)
+        assert np.array_equal(np.concatenate([parts[0].canary, cut + parts[1].canary]), scored.canary)
+
+
+def test_no_memory_is_no_fault_of_a_row() -> None:
+    def work(start: int, stop: int) -> None:
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        halved(work, 9, "a test")
 
 
 def test_a_canary_within_its_bounds_stays() -> None:

@@ -50,10 +50,12 @@ def test_limits_still_hear_a_change_and_floors_do_not_hear_a_small_one() -> None
     limits = calibrate(WATCHES, values_of, periods, periods.sum(1), 1, 1e-4)
     values = values_of(changed[None], periods.sum(0)[None])[0]
     assert (limits.strength(values, 1000)[:2] >= 1).all()
-    assert limits.value_at_limit(0) < values[0] and limits.expected(0) < limits.value_at_limit(0)
+    assert limits.expected(0) < limits.value_at_limit(0, values[0]) < values[0]
     high = (Watch("input_drift", "x", "psi", "high", 0.5, True), Watch("m", "x", "r", "both", 0.5), WATCHES[2])
     limits = calibrate(high, values_of, periods, periods.sum(1), 1, 1e-4)
-    assert limits.value_at_limit(0) == pytest.approx(0.5)
+    assert limits.value_at_limit(0, values[0]) == pytest.approx(0.5)
+    low, usual, high_ = limits.value_at_limit(1, -1e9), limits.expected(1), limits.value_at_limit(1, 1e9)
+    assert low < usual < high_, "a watch of both sides says the limit that was passed"
     assert (limits.strength(values, 1000) < 1).all()
 
 

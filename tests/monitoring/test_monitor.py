@@ -153,6 +153,24 @@ def test_late_rows_are_counted_and_left_out() -> None:
     assert monitor.figures()["scored"]["late_rows"] == 10
 
 
+def test_rows_of_sources_that_race_are_not_late_where_the_clock_is_the_slower_ones() -> None:
+    n = 400 * 10
+    rows = part(scored(n), np.concatenate([np.arange(0, n, 2), np.arange(1, n, 2)]))
+    clock = np.where(np.arange(n) < n // 2, rows["event_time"].min(), rows["event_time"])
+    for more, late in (({}, True), ({"clock": clock}, False)):
+        monitor = Monitor(BY_TIME)
+        monitor.observe_scored(rows | more)
+        figures = monitor.figures()["scored"]
+        assert (figures["late_rows"] > 0) == late and figures["periods"] == 9
+
+
+def test_a_monitor_restored_before_its_first_row_takes_rows_one_by_one() -> None:
+    monitor = Monitor(BY_TIME)
+    monitor.restore(Monitor(BY_TIME).state())
+    for row in range(3):
+        assert monitor.observe_scored(part(CHANGING, slice(row, row + 1))) == []
+
+
 def test_performance_waits_for_labels_to_be_mature() -> None:
     labels = labelled(400 * 20)
     monitor = Monitor(dataclasses.replace(BY_TIME, lateness_ms=0))

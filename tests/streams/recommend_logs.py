@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 import orjson
-from fraud_logs import NOW, Logs, Record, batch, processed
+from fraud_logs import NOW as SENT
+from fraud_logs import Logs, Record, batch, processed
 
 from features.block import FloatArray
 from models.slot import ModelSlot
@@ -22,6 +23,8 @@ from streams.pipelines.recommend_stages import ShopSettings
 from streams.topics import BY_ITEM, INTERACTIONS, ITEMS, RECOMMENDATIONS
 
 MINUTE = 60_000
+#: within the hour before all is sent
+NOW = SENT - 60 * MINUTE
 
 
 def interaction(

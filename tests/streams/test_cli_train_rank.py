@@ -10,8 +10,8 @@ from pathlib import Path
 import lightgbm as lgb
 import numpy as np
 import pytest
-from fraud_logs import NOW, Record
-from recommend_logs import walk
+from fraud_logs import Record
+from recommend_logs import NOW, walk
 
 from features.shopping import FEATURES, SCHEMA_HASH
 from models.package import Draft
@@ -53,6 +53,8 @@ def test_a_ranker_that_a_worker_serves(tmp_path: Path, capsys: pytest.CaptureFix
     assert loaded.manifest.label == "recommend@1"
     settings = load_settings(None, {}, {"bootstrap": "memory://rank", "models": str(models)})
     assert make_pipeline(settings, connect("memory://rank")).slot.label == "recommend@1"
+    beside = load_settings(None, {}, {"models": str(tmp_path), "recommend_models": str(models)})
+    assert make_pipeline(beside, connect("memory://rank")).slot.label == "recommend@1", "a registry beside fraud's"
 
 
 def test_the_champion_of_another_pipeline_is_left_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -10,8 +10,8 @@ from workers import until
 
 from streams.errors import FatalError
 from streams.item_feed import TopicFeed
-from streams.log import TP, Log, OutBatch, RecordBatch, TopicInfo, connect
-from streams.memory import MemoryConsumer
+from streams.log import TP, Log, LogUnavailable, OutBatch, RecordBatch, TopicInfo, connect
+from streams.memory import MemoryConsumer, MemoryLog
 
 
 @pytest.fixture(params=["memory", pytest.param("kafka", marks=pytest.mark.kafka)])
@@ -106,6 +106,38 @@ def test_reading_that_has_ended_is_an_error_and_not_an_old_view(monkeypatch: pyt
         with pytest.raises(FatalError, match=f"feed-failed: reading t: .*{error.args[0]}"):
             feed.take()
         feed.close()
+
+
+@pytest.mark.parametrize("method", ["offset_range", "poll"])
+def test_a_broker_that_is_away_for_a_while_is_asked_again(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = connect(f"memory://{uuid.uuid4().hex}")
+    log.admin().create_topics([TopicInfo("t", 2, "")])
+    send(log, "t", 0, 9)
+    whole, away = getattr(MemoryConsumer, method), iter(range(2))
+
+    def unavailable(*args: object) -> object:
+        if next(away, None) is not None:
+            raise LogUnavailable("away")
+        return whole(*args)
+
+    monkeypatch.setattr(MemoryConsumer, method, unavailable)
+    feed = TopicFeed(log, "t")
+    feed.start()
+    assert sorted(values_of(taken_until_caught_up(feed))) == list(range(9))
+    feed.close()
+
+
+def test_a_feed_without_a_consumer_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> MemoryConsumer:
+        raise FatalError("config", "no such setting")
+
+    monkeypatch.setattr(MemoryLog, "consumer", refuse)
+    feed = TopicFeed(connect(f"memory://{uuid.uuid4().hex}"), "t")
+    feed.start()
+    until(lambda: feed.caught_up, "reading to end")
+    with pytest.raises(FatalError, match=r"feed-failed: reading t: .*no such setting"):
+        feed.take()
+    feed.close()
 
 
 def test_a_feed_that_was_never_started_can_be_closed() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import orjson
@@ -13,16 +14,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from swaps import add_model
 
+from features.block import Block, FloatArray
 from features.fraud import DEFAULT
 from models.errors import ModelError
 from models.explain_policy import ReasonsPolicy
-from models.lineup import Lineup
+from models.lineup import CanaryGuard, Lineup
 from models.registry import Registry
 from models.serving import Serving, prepared
 from models.slot import ModelSlot
-from streams.log import TP
+from streams.encode import ScoreEncoder
+from streams.log import TP, OutBatch
 from streams.model_events import LineupRef, ModelRef, Schedule, partition_key, read_event, swap_event
 from streams.model_shelf import ModelShelf, News
+from streams.pipelines import fraud_lineup
+from streams.pipelines.fraud import FraudPipeline
+from streams.pipelines.fraud_tasks import Vectors
 from streams.topics import BY_TERMINAL, FRAUD_SCORES, SHADOW_SCORES, TRANSACTIONS
 
 PLACE = TP(BY_TERMINAL, 1)
@@ -65,6 +71,29 @@ def test_only_the_holder_swaps() -> None:
     assert not swapped(schedule, "b", 30, 4), "it has left"
     assert not schedule.apply({"event": "else", "holder": "b", "offset": 1})
     assert schedule.swaps == [(10, lineup(1)), (20, lineup(3))]
+
+
+def test_only_what_counts_has_to_be_readable() -> None:
+    schedule, bad = Schedule(), {"holder": "a", "offset": "x"}
+    assert schedule.apply({"event": "assigned", "holder": "a", "offset": None, "new": 1})
+    swapped(schedule, "a", 10, 1)
+    for kind, holder in (("swap", "z"), ("left", "z"), ("else", "a")):
+        assert not schedule.apply({**bad, "event": kind, "holder": holder})
+    good = swap_event("g", PLACE, "a", 20, lineup(2))
+    canary = {"model": "m@2", "sha256": "2", "share": 0.1}
+    for field, value in (
+        ("offset", "20"),
+        ("model", 3),
+        ("sha256", None),
+        ("shadow", 3),
+        ("shadow", {"model": "m@2"}),
+        ("canary", {**canary, "share": "0.1"}),
+        ("canary", {**canary, "share": 2}),
+        ("canary", {**canary, "model": 3}),
+    ):
+        with pytest.raises((KeyError, TypeError, ValueError)):
+            schedule.apply({**good, field: value})
+    assert schedule.swaps == [(10, lineup(1))] and schedule.apply({**good, "canary": canary})
 
 
 def test_the_floor() -> None:
@@ -156,6 +185,68 @@ def test_the_canary_s_rows_have_its_reasons(servings: list[Serving]) -> None:
     assert np.unique(labels, return_counts=True)[1].min() >= 5
 
 
+class Silent:
+    """A serving that cannot say why, for some rows."""
+
+    def __init__(self, serving: Serving) -> None:
+        self._serving, self.label, self.score = serving, serving.label, serving.score
+
+    def reasons(self, x: FloatArray, *more: Any) -> Any:
+        if (x[:, 3] % 3 == 2).any():
+            raise RuntimeError("no")
+        return self._serving.reasons(x, *more)
+
+
+def test_a_canary_that_cannot_say_why_has_failed(servings: list[Serving]) -> None:
+    one, two, _ = servings
+    whole = []
+    for canary in (two, Silent(two)):
+        slot, guard = ModelSlot(), CanaryGuard()
+        slot.install(Lineup(one, None, canary, 0.4, guard))  # type: ignore[arg-type]
+        whole.append([orjson.loads(value) for value in records_of(slot, [])[0]])
+        assert len(whole[-1]) == 40
+        cut_s = [orjson.loads(value) for value in records_of(slot, [3, 20])[0]]
+        assert cut_s == whole[-1]
+    silent = [i for i, (a, b) in enumerate(zip(*whole, strict=True)) if a != b]
+    assert silent and guard.failed == 2 * len(silent), "in both runs"
+    assert [{**whole[0][i], "reasons": []} for i in silent] == [whole[1][i] for i in silent]
+
+
+def test_a_shadow_that_cannot_be_written_goes_without(servings: list[Serving], monkeypatch: pytest.MonkeyPatch) -> None:
+    slot = ModelSlot()
+    slot.install(Lineup(servings[0], servings[1]))
+    expected = records_of(slot, [])
+    encode = ScoreEncoder.encode
+
+    def picky(self: ScoreEncoder, block: Block, **more: Any) -> list[bytes]:
+        if self.feature_names is None and (block.ids["transaction_id"].ints == 7).any():  # type: ignore[union-attr]
+            raise RuntimeError("no")
+        return encode(self, block, **more)
+
+    monkeypatch.setattr(ScoreEncoder, "encode", picky)
+    scores, shadows = records_of(slot, [])
+    assert scores == expected[0] and shadows == expected[1][:7] + expected[1][8:]
+
+
+def test_rows_that_are_done_again_count_once(servings: list[Serving], monkeypatch: pytest.MonkeyPatch) -> None:
+    def send(pipeline: FraudPipeline, vectors: Vectors, *more: Any) -> list[OutBatch]:
+        if (vectors.rows.ids["transaction_id"].ints == 7).any():  # type: ignore[union-attr]
+            raise RuntimeError("no")
+        return []
+
+    monkeypatch.setattr(fraud_lineup, "send_vectors", send)
+    slot = ModelSlot()
+    slot.install(Lineup(servings[0]))
+    pipeline, logs = make_pipeline(slot=slot), Logs()
+    events = [transaction(i, card=i % 7, terminal=i % 5) for i in range(40)]
+    logs.take(processed(pipeline.task(TP(TRANSACTIONS, 0)), batch(TRANSACTIONS, events)), 1)
+    pipeline.monitor = True
+    shuffled = logs.records[BY_TERMINAL, 0]
+    logs.take(processed(pipeline.task(TP(BY_TERMINAL, 0)), batch(BY_TERMINAL, shuffled)), 1)
+    counts = pipeline.meters.counts
+    assert (counts["scored"], counts["dead_letters"], len(logs.of(FRAUD_SCORES))) == (39, 1, 39)
+
+
 def test_a_package_that_is_broken_replaces_nothing(tmp_path: Path) -> None:
     for version in (1, 2, 3):
         add_model(tmp_path, version, "champion" if version == 1 else None)
@@ -183,6 +274,46 @@ def test_a_package_that_is_broken_replaces_nothing(tmp_path: Path) -> None:
     damaged = shelf.news(after.refs)
     assert damaged.lineup is None and "aliases.json" in damaged.refused[0][1]
     assert not shelf.news(after.refs).refused
+
+
+def test_what_cannot_be_read_is_tried_again(tmp_path: Path) -> None:
+    for version in (1, 2):
+        add_model(tmp_path, version, "champion" if version == 1 else None)
+    registry = Registry(tmp_path)
+    shelf = ModelShelf(registry, DEFAULT.names, DEFAULT.schema_hash, ReasonsPolicy("none"))
+    refs, _ = shelf.first()
+    away, there = tmp_path / "m" / ".2", tmp_path / "m" / "2"
+    registry.set_alias("champion", "m@2")
+    for broken in (there, there / "model.txt"):
+        broken.rename(away)
+        [(model, _)] = shelf.news(refs).refused
+        assert model == "m@2" and not shelf.news(refs).refused, "said once"
+        away.rename(broken)
+    news = shelf.news(refs)
+    assert news.lineup is not None and news.lineup.champion.label == "m@2"
+    registry.set_canary("m@1", 0.1)
+    (tmp_path / "aliases.json").write_text(orjson.dumps({"champion": "m@2", "canary": "m@1"}).decode())
+    with pytest.raises(ModelError, match="canary_share"):
+        _ = registry.canary
+    [(model, reason)] = shelf.news(news.refs).refused
+    assert model == "registry" and "canary_share" in reason
+
+
+def test_each_canary_has_its_own_cards(tmp_path: Path) -> None:
+    for version in (1, 2, 3):
+        add_model(tmp_path, version, "champion" if version == 1 else None)
+    registry = Registry(tmp_path)
+    shelf = ModelShelf(registry, DEFAULT.names, DEFAULT.schema_hash, ReasonsPolicy("none"))
+    refs, _ = shelf.first()
+    seeds = []
+    for version in (2, 3, 2):
+        registry.set_canary(f"m@{version}", 0.1)
+        news = shelf.news(refs)
+        refs = news.refs
+        assert news.lineup is not None and refs.canary is not None
+        seeds.append(news.lineup.seed)
+        assert f"{seeds[-1]:016x}" == refs.canary.sha256[:16]
+    assert seeds[0] == seeds[2] != seeds[1]
 
 
 def test_a_package_that_was_changed_is_not_what_the_schedule_says(tmp_path: Path) -> None:

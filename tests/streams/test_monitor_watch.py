@@ -31,9 +31,9 @@ CONTRACT = ["alert_id", "event_time", "kind", "subject", "severity", "value", "t
 
 
 @cache
-def log_of(days: int, shift: float, models: int = 1) -> list[Record]:
+def log_of(days: int, shift: float, models: int = 1, frauds_only: bool = False) -> list[Record]:
     """A message of vectors for each day, whose feature ``a`` moves by ``shift`` after 36 days, and one of the labels of
-    the day before."""
+    that day, a day later by their own time."""
     rng = np.random.default_rng(8)
     out: list[Record] = []
     for day in range(days):
@@ -48,14 +48,16 @@ def log_of(days: int, shift: float, models: int = 1) -> list[Record]:
         vectors = Block(BY_TERMINAL, 0, int(at[-1]) + 1, at, times, ids | {MODEL: named}, columns | floats)
         labels = Block(LABELS, 0, int(at[-1]) + 1, at, times + DAY, {"transaction_id": ids["transaction_id"]})
         labels.columns |= {"label_time": times + DAY, "is_fraud": (rng.random(A_DAY) < score).astype(np.int64)}
+        if frauds_only:
+            labels = labels.take(labels.columns["is_fraud"] == 1)
         for kind, block in (("rows", vectors), ("labels", labels)):
             sent = Sent(Source(block.topic, f"id-{block.topic}", 0), block, START + day * DAY)
             out += [Record(value) for _, value in pack(kind, [sent], None, 1)]  # type: ignore[arg-type]
     return out
 
 
-def task_of(watch: WatchSettings | None = None) -> Any:
-    pipeline = monitor_pipeline(JoinSettings(30 * DAY), 1)
+def task_of(watch: WatchSettings | None = None, join: JoinSettings | None = None) -> Any:
+    pipeline = monitor_pipeline(join or JoinSettings(30 * DAY), 1)
     pipeline.watch = watch or WatchSettings(mature_ms=DAY)
     return pipeline.task(TP(BY_TRANSACTION, 0))
 
@@ -116,7 +118,35 @@ def test_the_same_alerts_however_the_log_is_cut_and_the_worker_restarted() -> No
 
 
 def test_partitions_share_the_false_alarms() -> None:
-    assert WatchSettings(false_alarms=2.0).of(("a",), 4).false_alarms_per_30d == 0.5
+    assert WatchSettings(false_alarms=2.0).of(("a",), JoinSettings(), 4).false_alarms_per_30d == 0.5
+
+
+def labelled_figures(task: Any) -> dict[str, Any]:
+    watched: dict[str, Any] = task.pipeline.details()["watched"][f"{BY_TRANSACTION}/0"]["m@1"]["labelled"]
+    return watched
+
+
+@pytest.mark.parametrize("rule", [{"negatives": "horizon"}, {"conflicts": "last"}])
+def test_labels_that_are_known_at_the_horizon_are_in_time(rule: dict[str, Any]) -> None:
+    task = task_of(join=JoinSettings(10 * DAY, **rule))
+    processed(task, batch(BY_TRANSACTION, log_of(24, 0.0, frauds_only="negatives" in rule)))
+    figures = labelled_figures(task)
+    assert task.pipeline.figures()["labelled"] > 12 * A_DAY
+    assert figures["late_rows"] == 0 and figures["periods"] >= 11
+
+
+def test_a_label_of_a_wrong_clock_spoils_nothing_for_others() -> None:
+    records = log_of(24, 0.0)
+    one = Ids(ints=np.array([10 * A_DAY]))  # known by then, as is its vector
+    label = Block(LABELS, 0, 11 * A_DAY, np.array([11 * A_DAY - 1]), np.array([START]), {"transaction_id": one})
+    label.columns |= {"label_time": np.array([START + 39 * DAY]), "is_fraud": np.array([1])}
+    source = Sent(Source(LABELS, f"id-{LABELS}", 0), label, 10**15)
+    [wrong] = [Record(value) for _, value in pack("labels", [source], None, 1)]
+    task = task_of()
+    processed(task, batch(BY_TRANSACTION, [*records[:21], wrong, *records[22:]]))
+    assert task.join.time_ms <= START + 24 * DAY, "nobody waits less long for labels"
+    assert task.pipeline.figures()["labelled"] == 23 * A_DAY + 1
+    assert labelled_figures(task)["late_rows"] == 0
 
 
 # --- the command ---

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import signal
+import sys
 import threading
 import uuid
 from pathlib import Path
@@ -160,3 +161,42 @@ def test_when_one_worker_fails_all_end_with_its_code(
     monkeypatch.setattr(run_all, "words_of", lambda pipeline, args: ["run", "--pipeline", pipeline, "--order", "x"])
     assert run_all.run_all(arguments("--json"), ["fraud", "monitor"]) == 2
     assert json.loads(capsys.readouterr().out) == {}
+
+
+_CHILD = """
+import signal, time
+signal.signal(signal.SIGUSR1, lambda *_: print('{"n": 1}', flush=True))
+signal.signal(signal.SIGTERM, signal.%s)
+print("ready", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize(("sigterm", "patience_s", "code"), [("SIG_DFL", 60.0, 0), ("SIG_IGN", 0.2, 1)])
+def test_figures_are_asked_for_and_all_end_in_time(
+    sigterm: str, patience_s: float, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that a signal ends was told to; one that does not listen is killed."""
+    figures: list[dict[str, Any]] = []
+
+    def said(*line: object, **_: object) -> None:
+        if line == ("ready",):
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    def reported(value: dict[str, Any]) -> None:
+        if not figures:
+            os.kill(os.getpid(), signal.SIGTERM)
+        figures.append(value)
+
+    monkeypatch.setattr(run_all, "check", lambda args: None)
+    monkeypatch.setattr(run_all, "child_command", lambda *_: [sys.executable, "-c", _CHILD % sigterm])
+    monkeypatch.setattr(run_all, "print", said, raising=False)
+    monkeypatch.setattr(run_all, "print_json", reported)
+    monkeypatch.setattr(run_all, "_END_S", patience_s)
+    assert run_all.run_all(arguments("--json"), ["fraud", "monitor"]) == code
+    assert figures[0] == {"fraud": {"n": 1}, "monitor": {"n": 1}}
+
+
+def test_a_worker_that_a_signal_ends_has_failed_unless_it_was_told_to_end() -> None:
+    codes = [run_all._exit_code(code, stopping) for code in (-15, -9, 2, 0, None) for stopping in (True, False)]
+    assert codes == [0, 1, 1, 1, 2, 2, 0, 0, 0, 0]

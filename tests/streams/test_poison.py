@@ -93,15 +93,15 @@ def test_where_nothing_can_be_done_the_worker_ends() -> None:
         raise ValueError("a broken model")
 
     with pytest.raises(ValueError, match="broken model"):
-        guard.run(broken, 100)
+        guard.run("score", broken, 100)
     of_one = Guard()
     for _ in range(4):
-        assert of_one.run(broken, 1)[0] == []
-    assert of_one.run(lambda start, stop: stop, 1) == ([1], {})
+        assert of_one.run("score", broken, 1)[0] == []
+    assert of_one.run("score", lambda start, stop: stop, 1) == ([1], {})
     for _ in range(4):
-        of_one.run(broken, 1)
+        of_one.run("score", broken, 1)
     with pytest.raises(ValueError, match="broken model"):
-        of_one.run(broken, 1)
+        of_one.run("score", broken, 1)
 
 
 @pytest.mark.parametrize("error", [FatalError("named", "why"), BoundError("full", 0), MemoryError()])
@@ -113,5 +113,5 @@ def test_what_ends_a_worker_is_not_poison(error: Exception) -> None:
         raise error
 
     with pytest.raises(type(error)):
-        Guard().run(work, 8)
+        Guard().run("score", work, 8)
     assert asked == [(0, 8)]

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import orjson
 import pytest
-from fraud_logs import NOW, Logs, Record, batch, cut, processed, rows_of
-from recommend_logs import MINUTE, Ranker, ShopFed, interaction, shop_pipeline, walk
+from fraud_logs import Logs, Record, batch, cut, processed, rows_of
+from recommend_logs import MINUTE, NOW, Ranker, ShopFed, interaction, shop_pipeline, walk
 
+from features.block import Block, Ids
 from features.shopping import FEATURES
 from models.slot import ModelSlot
 from streams.log import TP
 from streams.partitioner import partition_of_key
 from streams.pipelines.recommend_lists import ListRules
+from streams.pipelines.recommend_serving import Serving
+from streams.pipelines.recommend_stages import ItemStage, ShopSettings, said_times
 from streams.shuffle import unpack
 from streams.topics import BY_ITEM, DEAD_LETTERS, INTERACTIONS, ITEMS, RECOMMENDATIONS
 
@@ -300,3 +304,22 @@ def test_many_workers_know_of_items_what_one_knows() -> None:
             scores = {item["item_id"]: item["score"] for item in theirs["items"]}
             for item in mine["items"]:
                 assert scores[item["item_id"]] == pytest.approx(item["score"], rel=0.01)
+
+
+def test_an_event_of_a_clock_that_is_ahead_does_not_stop_the_publication() -> None:
+    sent, zeros = NOW + np.arange(6) * MINUTE, np.zeros(6, np.int64)
+    times = sent + 50 * MINUTE * (np.arange(6) == 1)
+    columns = {"event_time": times, **dict.fromkeys(("action", "lag", "other", "session"), zeros)}
+    block = Block(BY_ITEM, 0, 6, np.arange(6), sent, {"item_id": Ids(ints=np.arange(6))}, columns)
+    published = [records.ids.to_list() for records in ItemStage(ShopSettings(publish_ms=MINUTE)).process(block)]
+    assert published == [[i] for i in range(5)]
+    assert said_times(replace(block, timestamps=zeros)).tolist() == times.tolist(), "not known when it was sent"
+
+
+def test_a_worker_waits_for_the_items_once_and_not_for_each_partition(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(Serving, "catch_up", lambda self, caught_up, timeout_s: waits.append(timeout_s))
+    pipeline = shop_pipeline(partitions=3)
+    for p in range(3):
+        pipeline.task(TP(INTERACTIONS, p))
+    assert waits == [0.0]
