@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -103,9 +104,21 @@ class Registry:
 
     @property
     def canary(self) -> tuple[str, float] | None:
-        """ "name@version" of the canary and the share of keys that it scores."""
+        """ "name@version" of the canary and the share of keys that it scores. ModelError: there is no such share."""
         pointers = self._pointers()
-        return (pointers["canary"], float(pointers[_SHARE])) if "canary" in pointers else None
+        if "canary" not in pointers:
+            return None
+        text = pointers.get(_SHARE, "nothing")
+        try:
+            share = float(text)
+        except ValueError:
+            share = math.nan
+        if not 0.0 < share <= 0.5:
+            raise ModelError(
+                f"{self.root / 'aliases.json'} {_SHARE}: {text} is not above 0 and at most 0.5; set the canary again "
+                "with `headrace models canary`, or clear it"
+            )
+        return pointers["canary"], share
 
     @property
     def previous(self) -> str | None:

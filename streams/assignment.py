@@ -124,8 +124,7 @@ class Assignment:
                 return None
             fresh = [batch for batch in batches if self.owns(batch.tp, batch.epoch)]
             if not self.admits(fresh):
-                self.progress_at = time.monotonic()
-                return None
+                return None  # no progress: what is never decided is a stall
             for batch in fresh:
                 self.partitions[batch.tp].begun = 1
             self._busy += len(fresh)

@@ -6,7 +6,10 @@ The protocol of a model swap (rule 8), in numbered steps:
    the same for whoever reads it. What a record says counts once its writer has *read it back*.
 2. A worker that is given the partition writes ``assigned`` with a holder id of its own and reads it back: it then knows
    every record before its own, and from there on only its own swaps count. A swap written later by a former holder,
-   which has not noticed yet that it is none any more, is void for all readers, itself included.
+   which has not noticed yet that it is none any more, is void for all readers, itself included. Where the group has
+   taken the partition away meanwhile, the worker writes ``left`` and goes no further. Where it reads that another
+   holder has come, it lets no batch begin any more; if its group still says after a while that the partition is its
+   own, the other was wrong (its ``assigned`` came late), and it takes steps 2 to 4 again with a new holder id.
 3. It knows a floor: below it the former holder may have sent scores that are not committed, so no other models may
    score there. ``left`` of the former holder names it, who had committed all that it had sent; without one, the former
    holder crashed, and the floor is the end of the partition's log. The floor is never below the committed offset.
@@ -74,15 +77,24 @@ class LineupRef:
 
     @classmethod
     def from_json(cls, event: Mapping[str, Any]) -> LineupRef:
-        """The inverse of `to_json`; KeyError or TypeError on anything else."""
-        champion = None if event["model"] is None else ModelRef(event["model"], event["sha256"])
+        """The inverse of `to_json`; KeyError, TypeError or ValueError on anything else."""
         shadow, canary = event["shadow"], event["canary"]
+        share = 0.0 if canary is None else canary["share"]
+        if not isinstance(share, float | int) or not 0.0 <= share <= 1.0:
+            raise ValueError(f"a canary's share of {share!r}")
         return cls(
-            champion,
-            None if shadow is None else ModelRef(shadow["model"], shadow["sha256"]),
-            None if canary is None else ModelRef(canary["model"], canary["sha256"]),
-            0.0 if canary is None else float(canary["share"]),
+            None if event["model"] is None else _ref_of(event),
+            None if shadow is None else _ref_of(shadow),
+            None if canary is None else _ref_of(canary),
+            float(share),
         )
+
+
+def _ref_of(found: Mapping[str, Any]) -> ModelRef:
+    model, sha256 = found["model"], found["sha256"]
+    if not isinstance(model, str) or not isinstance(sha256, str):
+        raise TypeError(f"model {model!r} with sha256 {sha256!r}")
+    return ModelRef(model, sha256)
 
 
 def partition_key(group: str, tp: TP) -> bytes:
@@ -119,23 +131,29 @@ class Schedule:
     before: int | None = 0
 
     def apply(self, event: Mapping[str, Any]) -> bool:
-        """Reads the next record about the partition; returns whether it counted."""
-        kind, holder, offset = event["event"], event["holder"], int(event["offset"])
+        """Reads the next record about the partition; returns whether it counted. KeyError, TypeError or ValueError: it
+        would count, being the present holder's, and cannot be read."""
+        kind, holder = event["event"], event["holder"]
         if kind == "assigned":
             self.before = 0 if self.holder is None else self.left
             self.holder, self.left = holder, None
             return True
-        if holder != self.holder or self.left is not None:
+        if holder != self.holder or self.left is not None or kind not in ("left", "swap"):
             return False
+        offset = event["offset"]
+        if not isinstance(offset, int):
+            raise TypeError(f"an offset of {offset!r}")
         if kind == "left":
             self.left = offset
-        elif kind == "swap":
+        else:
             lineup = LineupRef.from_json(event)
             self.swaps = [(at, one) for at, one in self.swaps if at < offset]
             self.swaps.append((offset, lineup))
-        else:
-            return False
         return True
+
+    def copy(self) -> Schedule:
+        """As it is now."""
+        return Schedule(self.holder, list(self.swaps), self.left, self.before)
 
     def floor(self, live_from: int, end: int) -> int:
         """The lowest offset at which the holder, which reads from ``live_from`` on of a log that ends at ``end``, may

@@ -39,8 +39,10 @@ class ModelShelf:
     bounds: CanaryBounds = field(default_factory=CanaryBounds)
     _servings: dict[ModelRef, Serving] = field(default_factory=dict)
     _lineups: dict[LineupRef, Lineup] = field(default_factory=dict)
-    #: what the registry said last, to be followed when it changes
+    #: what the registry said last, to be followed when it changes; None: it is to be followed in any case
     _seen: object = None
+    #: by alias, why what the registry wants was refused
+    _refused: dict[str, str] = field(default_factory=dict)
     _wanted: LineupRef = field(default_factory=lambda: LineupRef(None))
     #: packages that are being loaded, and not wanted yet
     _pinned: set[ModelRef] = field(default_factory=set)
@@ -48,7 +50,9 @@ class ModelShelf:
 
     def first(self) -> tuple[LineupRef, Lineup]:
         """What a worker begins with. ModelError: the registry has no champion, or one that cannot be used."""
-        self.load(self._ref("champion"))
+        champion = self._ref("champion")
+        self.load(champion)
+        self._wanted = LineupRef(champion)
         news = self.news(self._wanted)
         for model, reason in news.refused:
             logger.error("model %s is refused: %s", model, reason)
@@ -56,7 +60,8 @@ class ModelShelf:
 
     def news(self, now: LineupRef) -> News:
         """What the registry wants, if it has changed since the last call. What cannot be loaded is refused: the
-        champion of ``now`` stays, a shadow or canary is left out."""
+        champion of ``now`` stays, a shadow or canary is left out. What could not be read is tried again by the next
+        call; ``refused`` says each reason once."""
         try:
             seen = (self.registry.aliases(), self.registry.canary)
         except (ModelError, OSError) as error:
@@ -70,22 +75,37 @@ class ModelShelf:
         aliases, canary = seen
         found: dict[str, ModelRef | None] = {"champion": now.champion, "shadow": None, "canary": None}
         for alias in found:
+            reason = None
             if alias in aliases:
-                try:
-                    ref = self._ref(alias)
-                    self._pinned.add(ref)
-                    self.load(ref)
-                    found[alias] = ref
-                except (ModelError, OSError) as error:
-                    refused.append((aliases[alias], str(error)))
-                except Exception as error:
-                    logger.exception("model %s: an error of ours", aliases[alias])
-                    refused.append((aliases[alias], repr(error)))
+                loaded, reason = self._tried(alias)
+                found[alias] = loaded or found[alias]
+            if reason is None:
+                self._refused.pop(alias, None)
+            elif reason != self._refused.get(alias):
+                self._refused[alias] = reason
+                refused.append((aliases[alias], reason))
         share = canary[1] if canary is not None and found["canary"] is not None else 0.0
         refs = LineupRef(found["champion"], found["shadow"], found["canary"], share)
         with self._lock:
             self._wanted, self._pinned = refs, set()
         return News(refs, None if refs == now else self.lineup(refs), refused)
+
+    def _tried(self, alias: str) -> tuple[ModelRef | None, str | None]:
+        """The package of an alias, loaded, or why not; one that could not be read is tried again soon."""
+        ref: ModelRef | None = None
+        try:
+            ref = self._ref(alias)
+            with self._lock:
+                self._pinned.add(ref)
+            self.load(ref)
+        except Exception as error:
+            if ref is None or isinstance(error, OSError) or isinstance(error.__cause__, OSError):
+                self._seen = None
+            if isinstance(error, ModelError | OSError):
+                return None, str(error)
+            logger.exception("%s: an error of ours", alias)
+            return None, repr(error)
+        return ref, None
 
     def load(self, ref: ModelRef) -> Serving:
         """The package, verified and warm. ModelError: it is not there any more, or not as it was."""
@@ -113,6 +133,8 @@ class ModelShelf:
                     None if refs.canary is None else self._servings[refs.canary],
                     refs.share,
                     None if refs.canary is None else CanaryGuard(self.bounds),
+                    # so that each canary has other cards
+                    0 if refs.canary is None else int(refs.canary.sha256[:16], 16),
                 )
             return self._lineups[refs]
 

@@ -207,7 +207,7 @@ class Worker:
             self._pipeline.warm()
             self._topics = ensure_topics(self._log, self._pipeline.topics)
             if self.gate is not None:
-                self.gate.start(self._log, self._group, self.failed)
+                self.gate.start(self._log, self._group, self.failed, self._owns)
             if self._transactions is not None:
                 self._transactions.init()
         except HeadraceError as exc:
@@ -363,9 +363,12 @@ class Worker:
             for tp, (epoch, at_end) in reader.assignment.at_end().items():
                 if tp not in self._inside and reader.assignment.owns(tp, epoch):
                     await self._tick_task(tp, epoch, at_end, reader)
-
             if self._checkpoints is not None:
-                self._checkpoints.step(self._stateful_tasks(), reader.assignment.committed_of, self._replaying)
+                try:
+                    self._checkpoints.step(self._stateful_tasks(), reader.assignment.committed_of, self._replaying)
+                except Exception as exc:
+                    logger.exception("checkpoints failed")
+                    self.failed(FatalError("checkpoints-failed", f"{exc!r}. Report this with the log."))
 
     def _stateful_tasks(self) -> dict[TP, Task]:
         return {tp: task for tp, (_, task) in self._tasks.items() if self._pipeline.is_stateful(tp.topic)}
@@ -420,6 +423,8 @@ class Worker:
 
     def recover(self, assigned: Assigned) -> int:
         tp, committed = assigned.tp, assigned.committed
+        if not self._owns(tp, assigned.epoch):  # lost while those before it were loaded
+            return assigned.earliest
         task = self._pipeline.task(tp)
         start = assigned.earliest
         if not self._pipeline.is_stateful(tp.topic):
@@ -429,7 +434,12 @@ class Worker:
         if self.gate is not None:
             self.gate.assigned(assigned)
         self._recovered[tp, assigned.epoch] = task
+        if not self._owns(tp, assigned.epoch):  # lost before it was kept; lost from now on, it is dropped
+            self._recovered.pop((tp, assigned.epoch), None)
         return start
+
+    def _owns(self, tp: TP, epoch: int) -> bool:
+        return self._reader is not None and self._reader.assignment.owns(tp, epoch)
 
     def _load(self, checkpoints: Checkpoints, assigned: Assigned, task: Task) -> int:
         try:
@@ -473,9 +483,11 @@ class Worker:
             # the partition may have come back meanwhile, with a newer epoch and a new task
             if reader is None or not reader.assignment.owns(tp, epoch):
                 self._tasks.pop(tp, None)
+            if self.gate is not None:
+                self.gate.forget(tp)
         for tp, epoch in list(self._recovered):
             if self._reader is None or not self._reader.assignment.owns(tp, epoch):
-                del self._recovered[tp, epoch]
+                self._recovered.pop((tp, epoch), None)
 
     def flush(self, timeout_s: float) -> int:
         assert self._producer is not None

@@ -8,7 +8,7 @@ import numpy as np
 import orjson
 
 from features.block import IntArray
-from models.lineup import Lineup, Scored
+from models.lineup import Lineup, Scored, Some, halved
 from models.serving import Serving
 from streams.encode import source_headers
 from streams.log import OutBatch
@@ -49,19 +49,38 @@ def score_rows(
         transactions = id_texts(rows.ids["transaction_id"])
         sources = source_headers(TRANSACTIONS, vectors.source_partitions, rows.offsets)
         headers = [{"source": source} for source in sources]
-    meters.counts["scored"] += len(rows)
     outputs = [OutBatch(FRAUD_SCORES, values, transactions, None, headers)]
     if lineup.shadow is not None and scored.shadow is not None:
-        raw, score = scored.shadow
         with meters.part("shadow", nbytes):
-            values = pipeline.shadow_encoder.encode(
-                rows, features=None, late=vectors.late, model=lineup.shadow.label, score=score, raw=raw
-            )
-        outputs.append(OutBatch(SHADOW_SCORES, values, transactions, None, headers))
+            of, said = _shadowed(pipeline, lineup.shadow, vectors, scored.shadow)
+        if said:
+            outputs.append(OutBatch(SHADOW_SCORES, said, [transactions[i] for i in of], None, [headers[i] for i in of]))
     if pipeline.monitor:
         with meters.part("monitor", nbytes):
             outputs += send_vectors(pipeline, vectors, scored.raw, scored.score, _labels(lineup, scored))
+    # last: where anything above raises, the rows are done again
+    meters.counts["scored"] += len(rows)
     return outputs
+
+
+def _shadowed(pipeline: FraudPipeline, shadow: Serving, vectors: Vectors, some: Some) -> tuple[list[int], list[bytes]]:
+    """Which rows have a shadow score that can be written, and their records; the others go without."""
+
+    def encoded(start: int, stop: int) -> list[bytes]:
+        rows = some.rows[start:stop]
+        whole = len(rows) == len(vectors.rows)
+        return pipeline.shadow_encoder.encode(
+            vectors.rows if whole else vectors.rows.take(rows),
+            features=None,
+            late=vectors.late[rows],
+            model=shadow.label,
+            score=some.score[start:stop],
+            raw=some.raw[start:stop],
+        )
+
+    parts = halved(encoded, len(some.rows), f"shadow {shadow.label}, its records")
+    of = [i for start, stop, _ in parts for i in some.rows[start:stop].tolist()]
+    return of, [value for _, _, values in parts for value in values]
 
 
 def _labels(lineup: Lineup, scored: Scored) -> list[str]:
@@ -88,10 +107,29 @@ def _explained(lineup: Lineup, vectors: Vectors, scored: Scored) -> list[bytes] 
         return _texts(lineup.champion, vectors, scored, np.arange(n))
     texts = [b"[]"] * n
     by_champion = np.setdiff1d(np.arange(n), by_canary, assume_unique=True)
-    for serving, rows in ((lineup.champion, by_champion), (lineup.canary, by_canary)):
-        for i, text in zip(rows.tolist(), _texts(serving, vectors, scored, rows) or (), strict=False):
-            texts[i] = text
+    for i, text in zip(by_champion.tolist(), _texts(lineup.champion, vectors, scored, by_champion) or (), strict=False):
+        texts[i] = text
+    for i, text in _by_canary(lineup, lineup.canary, vectors, scored):
+        texts[i] = text
     return texts
+
+
+def _by_canary(lineup: Lineup, canary: Serving, vectors: Vectors, scored: Scored) -> list[tuple[int, bytes]]:
+    """(row, reasons) of the rows that the canary scored and explains; those that it fails to explain are counted."""
+    rows = scored.canary
+    parts = halved(
+        lambda start, stop: _texts(canary, vectors, scored, rows[start:stop]),
+        len(rows),
+        f"canary {canary.label}, its reasons",
+    )
+    failed = len(rows) - sum(stop - start for start, stop, _ in parts)
+    if failed and lineup.guard is not None:
+        lineup.guard.fail(failed)
+    return [
+        (i, text)
+        for start, stop, texts in parts
+        for i, text in zip(rows[start:stop].tolist(), texts or (), strict=False)
+    ]
 
 
 def _texts(serving: Serving, vectors: Vectors, scored: Scored, rows: IntArray) -> list[bytes] | None:

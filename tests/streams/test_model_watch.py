@@ -174,6 +174,7 @@ def test_a_zombie_s_claim_is_answered_where_the_partition_is_still_ours(watched:
     watched.claim("successor")
     until(lambda: not watched.admits(), "it waits", 60)
     written = len(watched.kinds())
+    watched.watch._held[PLACE].overtaken_at = 0.0  # long ago
     watched.watch._claim_again()
     watched.watch.given_up(PLACE, 0)
     assert watched.kinds()[written:] == [] and watched.model_log.schedule(PLACE).holder == "successor"
