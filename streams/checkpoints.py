@@ -258,7 +258,7 @@ class Checkpoints:
             if task.next_offset == (self._found.get(tp, 0) if taken is None else taken.offset):
                 continue
             if time.monotonic() >= deadline:
-                logger.info("no time for a checkpoint of %s/%d: its next owner replays more", *tp)
+                self._no_time(tp)
                 continue
             self._begin(tp, task)
             writing, self._writing = self._writing, None
@@ -267,8 +267,12 @@ class Checkpoints:
             outcome = writing.child.wait(max(0.0, deadline - time.monotonic()))
             if outcome is None:
                 writing.child.kill()
+                self._no_time(tp)
             elif outcome.error is not None:
                 self._not_taken(tp, outcome.error)
             else:
                 # what was done is committed, or this checkpoint waits for a commit that may never come
                 self._publishing(writing, 0).join(max(0.0, deadline - time.monotonic()))
+
+    def _no_time(self, tp: TP) -> None:
+        logger.info("no time for a checkpoint of %s/%d: its next owner replays more", *tp)
