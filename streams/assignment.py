@@ -251,6 +251,7 @@ class Assignment:
                     piece.epoch = partition.epoch
                     partition.at_end = False
                     partition.end_confirmed_at = -math.inf
+                    partition.end_wanted = False  # who still wants to know asks again once it is quiet
                     if not self._joined(partition, piece):
                         partition.in_flight.append(piece)
                         out.append(piece)

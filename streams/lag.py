@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from streams.assignment import Assignment
-from streams.log import TP, LogConsumer, LogUnavailable
+from streams.log import TP
 
 __all__ = ["Lag", "LagWatch"]
 
 logger = logging.getLogger("headrace.lag")
 
-_LOOK_INTERVAL_S = 1.0
-#: a broker that could not say where logs end is asked again after so long
-_AGAIN_S = 5.0
 #: a stage has caught up when its lag is below this share of what is said
 _CAUGHT_UP = 0.2
 
@@ -42,9 +39,7 @@ class _Behind:
 
 
 class LagWatch:
-    """Looks once a second, on the consumer thread, and asks the log where it ends without waiting for the answer.
-
-    A stage is behind when it is at a record that was sent ``said_s`` ago or longer, by the record's timestamp: the
+    """A stage is behind when it is at a record that was sent ``said_s`` ago or longer, by the record's timestamp: the
     producers' clocks and ``now_s``. What is replayed to restore a state is not counted.
     """
 
@@ -57,8 +52,6 @@ class LagWatch:
         now_s: Callable[[], float] = time.time,
     ) -> None:
         self._assignment, self._said_s, self._clock_s, self._now_s = assignment, said_s, clock_s, now_s
-        self._look_at = 0.0
-        self._asked: Callable[[], dict[TP, int] | None] | None = None
         self._lags: dict[str, Lag] = {}
         self._behind: dict[str, _Behind] = {}
 
@@ -67,26 +60,8 @@ class LagWatch:
         """By topic, as of the last look."""
         return self._lags
 
-    def look(self, consumer: LogConsumer) -> None:
-        """To be called often."""
-        try:
-            if self._asked is not None:
-                ends = self._asked()
-                if ends is not None:
-                    self._asked = None
-                    self._note(ends)
-            elif self._clock_s() >= self._look_at:
-                self._look_at = self._clock_s() + _LOOK_INTERVAL_S
-                partitions = list(self._assignment.partitions)
-                if partitions:
-                    self._asked = consumer.ends(partitions)
-                else:
-                    self._note({})
-        except LogUnavailable:
-            self._asked = None
-            self._look_at = self._clock_s() + _AGAIN_S
-
-    def _note(self, ends: dict[TP, int]) -> None:
+    def note(self, ends: Mapping[TP, int]) -> None:
+        """To be called about once a second, with where the partitions' logs end."""
         records = self._assignment.waiting_records(ends)
         lags: dict[str, Lag] = {}
         for topic, count in sorted(records.items()):

@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
 from streams.assignment import Assignment
 from streams.commit import Committer
+from streams.ends import LogEnds
 from streams.errors import FatalError, HeadraceError
 from streams.lag import LagWatch
 from streams.log import TP, LogConsumer, LogUnavailable, RecordBatch, TransactionalProducer
@@ -26,8 +27,6 @@ __all__ = ["BlockReader", "ReaderHost", "ReaderSettings"]
 logger = logging.getLogger("headrace.reader")
 
 _ENDS_INTERVAL_S = 0.1
-#: a broker that could not say where logs end is asked again after so long
-_ASK_ENDS_AGAIN_S = 2.0
 #: how long a poll may wait while a state is being loaded
 _LOADING_POLL_S = 0.005
 #: a poll waits no less than this, also when a commit is due that waits for the one before
@@ -124,9 +123,7 @@ class BlockReader(threading.Thread):
         self._assigned_at: float | None = None
         self._accepted_at = 0.0
         self._ends_at = time.monotonic()
-        self._ask_ends_at = 0.0
-        #: when the broker was asked where logs end, and its answer
-        self._ends_asked: tuple[float, Callable[[], dict[TP, int] | None]] | None = None
+        self._ends = LogEnds(self.assignment)
         self._loader = Loader(host.recover, self.assignment.owns)
         self.progress = Progress()
         self.lag = LagWatch(self.assignment, settings.lag_said_s)
@@ -196,7 +193,6 @@ class BlockReader(threading.Thread):
             self._accepted_at = 0.0 if full else time.monotonic()
         self._note_ends(consumer)
         self._note_recovered(consumer)
-        self.lag.look(consumer)
         self._commit_when_due()
         self._watch_for_stall()
         self.cpu_s = time.thread_time()
@@ -282,28 +278,9 @@ class BlockReader(threading.Thread):
         self._ends_at = time.monotonic()
         for tp in self._partitions:
             self.assignment.read_to_end(tp, consumer.at_end(tp), consumer.position(tp))
-        try:
-            self._confirm_ends(consumer)
-        except LogUnavailable:
-            self._ends_asked = None
-            self._ask_ends_at = time.monotonic() + _ASK_ENDS_AGAIN_S
-
-    def _confirm_ends(self, consumer: LogConsumer) -> None:
-        """One question for all partitions at a time, which no poll waits for."""
-        if self._ends_asked is None:
-            wanted = self.assignment.ends_wanted()
-            if wanted and time.monotonic() >= self._ask_ends_at:
-                self._ends_asked = (time.monotonic(), consumer.ends(wanted))
-            return
-        asked_at, answer = self._ends_asked
-        ends = answer()
-        if ends is None:
-            return
-        self._ends_asked = None
-        for tp in ends.keys() & self._partitions.keys():
-            position = consumer.position(tp)
-            if position is not None and position >= ends[tp]:
-                self.assignment.confirm_end(tp, asked_at)
+        ends = self._ends.look(consumer)
+        if ends is not None:
+            self.lag.note(ends)
 
     def _note_recovered(self, consumer: LogConsumer) -> None:
         recovering = [(tp, p) for tp, p in self._partitions.items() if p.recovering and not p.loading]

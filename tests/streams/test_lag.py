@@ -10,6 +10,7 @@ import pytest
 from fed_fraud import Fed, events
 
 from streams.assignment import Assignment
+from streams.ends import LogEnds
 from streams.lag import Lag, LagWatch
 from streams.log import TP, LogUnavailable, RecordBatch
 from streams.topics import BY_TERMINAL, FRAUD_SCORES, LABELS, TRANSACTIONS
@@ -22,6 +23,7 @@ class Ends:
     """The part of a consumer that is asked; the answer comes one look later."""
 
     def __init__(self) -> None:
+        self.at: dict[TP, int] = {}
         self.of: dict[TP, int] = {}
         self.asked = 0
         self.away = False
@@ -32,6 +34,9 @@ class Ends:
             raise LogUnavailable("away")
         return lambda: {tp: self.of[tp] for tp in partitions}
 
+    def position(self, tp: TP) -> int | None:
+        return self.at.get(tp)
+
 
 class Watched:
     """A watch with clocks of its own, over partitions of one topic."""
@@ -40,6 +45,7 @@ class Watched:
         self.s = 0.0
         self.assignment = Assignment(1000, 1_000_000)
         self.ends = Ends()
+        self.log_ends = LogEnds(self.assignment, clock_s=lambda: self.s)
         self.watch = LagWatch(self.assignment, said_s, clock_s=lambda: self.s, now_s=lambda: NOW_MS / 1000 + self.s)
 
     def assign(self, tp: TP, live_from: int = 0, start: int | None = None) -> None:
@@ -61,7 +67,9 @@ class Watched:
         self.s = at_s
         self.ends.of = {TP("orders", int(name[1:])): end for name, end in ends.items()}
         for _ in range(2):
-            self.watch.look(self.ends)  # type: ignore[arg-type]
+            answer = self.log_ends.look(self.ends)  # type: ignore[arg-type]
+            if answer is not None:
+                self.watch.note(answer)
         return self.watch.lags.get("orders")
 
 
@@ -86,11 +94,26 @@ def test_it_asks_once_a_second_and_later_where_the_log_is_away() -> None:
     watched.look(2.1, p0=7)
     assert watched.ends.asked == 2 and watched.watch.lags["orders"].records == 7
     watched.ends.away = True
-    for at in (3.2, 4.5, 6.0, 8.0):
+    for at in (3.2, 4.5, 5.1):
         watched.look(at, p0=9)
     assert watched.ends.asked == 3 and watched.watch.lags["orders"].records == 7
     watched.ends.away = False
-    assert watched.look(9.0, p0=9) == Lag(9, 0.0)
+    assert watched.look(5.3, p0=9) == Lag(9, 0.0)
+
+
+def test_an_end_that_somebody_wants_to_be_certain_of_is_asked_for_at_once() -> None:
+    watched = Watched()
+    watched.assign(A)
+    assert watched.look(1, p0=3) == Lag(3, 0.0)
+    watched.assignment.read_to_end(A, True, 3)
+    assert not watched.assignment.end_confirmed(A)
+    for at_s, position, confirmed in ((1.1, None, False), (1.2, 2, False), (1.3, 3, True)):
+        watched.ends.at = {} if position is None else {A: position}
+        watched.look(at_s, p0=3)
+        assert watched.assignment.ends_wanted() == ([] if confirmed else [A])
+    assert watched.ends.asked == 4
+    watched.look(1.4, p0=3)
+    assert watched.ends.asked == 4, "nobody wants to know any more"
 
 
 def test_what_is_replayed_is_no_lag() -> None:
