@@ -31,7 +31,8 @@ from benchmarks.soak_rows import Expected, Tally
 from benchmarks.workload import train
 from features.block import FloatArray
 from streams.broker import Broker
-from streams.log import TP, Log, LogConsumer, OutBatch, connect
+from streams.listeners import FromStart
+from streams.log import Log, OutBatch, connect
 from streams.simulator import World
 from streams.simulator_stream import stream
 from streams.topics import FRAUD_SCORES, TRANSACTIONS, all_topics
@@ -61,20 +62,6 @@ _KEPT = {"retention.bytes": str(512 * 1024 * 1024), "segment.bytes": str(64 * 10
 class _Score(msgspec.Struct, gc=False):
     transaction_id: int
     features: dict[str, float | None]
-
-
-class _FromTheStart:
-    def __init__(self, consumer: LogConsumer) -> None:
-        self._consumer = consumer
-
-    def on_assign(self, partitions: list[TP]) -> dict[TP, int | None]:
-        return {tp: self._consumer.offset_range(tp)[0] for tp in partitions}
-
-    def on_revoke(self, partitions: list[TP]) -> None:
-        """Nothing to give up."""
-
-    def on_lost(self, partitions: list[TP]) -> None:
-        """Nothing to give up."""
 
 
 class _Thread(threading.Thread):
@@ -202,7 +189,7 @@ class _Soak:
     def _read(self) -> None:
         consumer = self.log.consumer(f"soak-{uuid.uuid4().hex}")
         decode = msgspec.json.Decoder(_Score).decode
-        consumer.subscribe([FRAUD_SCORES], _FromTheStart(consumer))
+        consumer.subscribe([FRAUD_SCORES], FromStart(consumer))
         while not self.read.is_set():
             batches = consumer.poll(0.05, 10_000)
             now = time.perf_counter()

@@ -22,7 +22,8 @@ from models.package import package_from_text
 from models.registry import Registry
 from streams.codec import decode_labels, decode_transactions
 from streams.files import read_records
-from streams.log import TP, Log, LogConsumer, OutBatch, RecordBatch
+from streams.listeners import FromStart
+from streams.log import TP, Log, OutBatch, RecordBatch
 from streams.offline import feature_matrix
 from streams.pipelines.fraud_stages import StageSettings
 from streams.simulator import World
@@ -210,24 +211,10 @@ class Scores:
         }
 
 
-class _FromTheStart:
-    def __init__(self, consumer: LogConsumer) -> None:
-        self._consumer = consumer
-
-    def on_assign(self, partitions: list[TP]) -> Mapping[TP, int | None]:
-        return {tp: self._consumer.offset_range(tp)[0] for tp in partitions}
-
-    def on_revoke(self, partitions: list[TP]) -> None:
-        pass
-
-    def on_lost(self, partitions: list[TP]) -> None:
-        pass
-
-
 def read_scores(log: Log, topic: str, count: int, timeout_s: float = 120.0) -> Scores:
     """The ``count`` scores of a topic. BenchError: another number is there, or one came twice."""
     consumer = log.consumer(f"bench-{uuid.uuid4().hex}")
-    consumer.subscribe([topic], _FromTheStart(consumer))
+    consumer.subscribe([topic], FromStart(consumer))
     decode = msgspec.json.Decoder(_Score).decode
     ids: list[int | str] = []
     rows: list[list[float]] = []

@@ -41,7 +41,8 @@ from features.block import Block, Ids
 from features.shopping_items import HALF_LIVES_MS, ItemRecords, ItemState
 from features.shopping_kernels import LAGS
 from features.shopping_serve import FEATURES, SOURCES
-from features.shopping_users import FAN, Contexts, Moves, UserState, codes_of
+from features.shopping_state import codes_of
+from features.shopping_users import FAN, Contexts, Moves, UserState
 from features.shopping_view import Candidates, ItemView
 
 __all__ = [

@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from features.arrays import Arrays, check_like, texts_of
-from features.block import Block, BoolArray, FloatArray, Ids, IntArray
+from features.arrays import Arrays
+from features.block import Block, BoolArray, FloatArray, Ids, IntArray, KeyArray
 from features.kernel import own
-from features.memory import GrowingArray
 from features.plan import StateError
 from features.shopping_kernels import (
     CATEGORY,
@@ -31,16 +30,13 @@ from features.shopping_kernels import (
     Singles,
     item_rows,
 )
-from features.shopping_users import DAY_MS, Names, codes_of
-from features.state import NO_TIME, KeySlots
+from features.shopping_state import DAY_MS, Columns, ShoppingState, codes_of, keys_of, ragged
+from features.state import NO_TIME
 
 __all__ = ["HALF_LIVES_MS", "ItemRecords", "ItemState"]
 
 #: of the counts: looks by the hour, the day and the week, carts and purchases by the week
 HALF_LIVES_MS = (3_600_000.0, float(DAY_MS), 7.0 * DAY_MS, 7.0 * DAY_MS, 7.0 * DAY_MS)
-_SWEEP_ROWS = 256
-_SWEEP_STEPS_PER_ROW = 2
-_NAMES_MIN = 1024
 _FORMAT = 1
 #: stands for the category with id 0, as 0 says that there is none
 _CATEGORY_0 = -(2**62)
@@ -121,13 +117,15 @@ def _unreadable(ids: Ids, i: int, reason: str) -> StateError:
     return StateError(f"record of item {name}: not of this format ({reason}); have the item stage publish it again")
 
 
-class ItemState:
+class ItemState(ShoppingState):
     """What is known of each item of one partition, see `ItemRecords`.
 
     At most ``neighbours`` other items are kept, the weakest giving way, and the ``visits`` last visits; an item is
     forgotten ``horizon_ms`` after it was last touched. Memory: ``36 * neighbours + 16 * visits + 171`` bytes per item,
     so 1 M items with 64 and 64 take 3.5 GB over all partitions.
     """
+
+    _whose, _settings = "items", "neighbours, visits, half-life, horizon, format"
 
     def __init__(
         self,
@@ -144,47 +142,27 @@ class ItemState:
             )
         self.neighbours, self.visits = neighbours, visits
         self.half_life_ms, self.horizon_ms = half_life_ms, horizon_ms
-        self._slots = KeySlots()
-        self._names = Names()
-        self._names_max = _NAMES_MIN
-        self._parts = {
-            name: GrowingArray((0, *shape), dtype)
-            for name, (shape, dtype) in {
-                "others": ((neighbours,), np.uint64),
-                "mass": ((neighbours,), np.float32),
-                "strengths": ((neighbours, CLASSES), np.float32),
-                "totals": ((CLASSES,), np.float32),
-                "counts": ((COUNTS,), np.float32),
-                "visits": ((visits,), np.int64),
-                "visited": ((visits,), np.int64),
-                "price": ((), np.float64),
-                "heads": ((ITEM_WORDS,), np.int64),
-                "dirty": ((), np.bool_),
-                "codes": ((), np.uint64),
-            }.items()
+        columns: Columns = {
+            "others": ((neighbours,), np.uint64),
+            "mass": ((neighbours,), np.float32),
+            "strengths": ((neighbours, CLASSES), np.float32),
+            "totals": ((CLASSES,), np.float32),
+            "counts": ((COUNTS,), np.float32),
+            "visits": ((visits,), np.int64),
+            "visited": ((visits,), np.int64),
+            "price": ((), np.float64),
+            "heads": ((ITEM_WORDS,), np.int64),
+            "dirty": ((), np.bool_),
+            "codes": ((), np.uint64),
         }
-        self._grow()
-
-    def __len__(self) -> int:
-        """Items held."""
-        return len(self._slots)
-
-    @property
-    def stream_time_ms(self) -> int | None:
-        """Largest event time seen; None before the first row."""
-        return None if self._slots.stream_time_ms == NO_TIME else self._slots.stream_time_ms
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of memory reserved, texts of ids not counted."""
-        return self._slots.nbytes + sum(part.array.nbytes for part in self._parts.values())
+        super().__init__(columns, (neighbours, visits, half_life_ms, horizon_ms, _FORMAT))
 
     def process(self, block: Block) -> None:
         """The block's rows become part of the state, see `features.shopping`."""
         n, times = len(block), own(block.event_time_ms, np.int64)
         words = {name: own(np.asarray(block.columns[name]), np.int64) for name in ("action", "lag", "other", "session")}
         codes, stream = self._names.learn(block.ids["item_id"]), self._slots.stream_time_ms
-        slots, _ = self._slots.assign(_keys_of(codes), times, 2**62)
+        slots, _ = self._slots.assign(keys_of(codes), times, 2**62)
         self._grow()
         self._parts["codes"].array[slots] = codes
         item_rows(
@@ -203,11 +181,7 @@ class ItemState:
             self.half_life_ms,
             np.array(HALF_LIVES_MS),
         )
-        self._free(self._slots.sweep(_SWEEP_STEPS_PER_ROW * n + _SWEEP_ROWS, self._horizon))
-        if len(self._names.by_code) > self._names_max:
-            held = self._parts["heads"].array[:, TOUCHED] != NO_TIME
-            self._names.keep(self._parts["codes"].array[held])
-            self._names_max = max(_NAMES_MIN, 2 * len(self._names.by_code))
+        self._sweep(n)
 
     def changed(self) -> ItemRecords:
         """What was touched since the last call, and is not forgotten, in the order of the codes."""
@@ -228,9 +202,9 @@ class ItemState:
         held, seen = heads[:, NEIGHBOURS], np.minimum(heads[:, VISITS], self.visits)
         # the strongest first, ties by place, so that lists can be cut anywhere; what is not there comes last
         mass = np.where(np.arange(self.neighbours) < held[:, None], -of["mass"][slots], np.inf)
-        rows, nth = _ragged(held)
+        rows, nth = ragged(held)
         place = np.argsort(mass, axis=1, kind="stable")[rows, nth]
-        visit_rows, nth = _ragged(seen)
+        visit_rows, nth = ragged(seen)
         at = (heads[visit_rows, VISITS] - seen[visit_rows] + nth) % self.visits
         visit_slots = slots[visit_rows]
         return ItemRecords(
@@ -253,18 +227,16 @@ class ItemState:
     def _view(self) -> Items:
         return Items(*(self._parts[name].array for name in Items._fields))
 
-    def _grow(self) -> None:
-        begin = len(self._parts["heads"].array)
-        if begin < self._slots.capacity:
-            for part in self._parts.values():
-                part.grow(self._slots.capacity)
-            self._free(np.arange(begin, self._slots.capacity))
-
     def _free(self, slots: IntArray) -> None:
         """The kernel clears an item that was never touched before it touches it."""
         self._parts["heads"].array[slots] = 0
         self._parts["heads"].array[slots, TOUCHED] = NO_TIME
         self._parts["dirty"].array[slots] = False
+
+    def _named(self) -> Codes:
+        held = self._parts["heads"].array[:, TOUCHED] != NO_TIME
+        codes: Codes = self._parts["codes"].array[held]
+        return codes
 
     def to_arrays(self) -> Arrays:
         """The state as plain arrays, items in the order of their codes: equal states give equal arrays."""
@@ -275,42 +247,16 @@ class ItemState:
         for name, there in (("others", near), ("mass", near), ("visits", seen), ("visited", seen)):
             of[name] = np.where(there, of[name], of[name].dtype.type(0))
         of["strengths"] = np.where(near[:, :, None], of["strengths"], np.float32(0))
-        names = Names()
-        names.by_code = dict(self._names.by_code)
-        names.keep(keys[:, 1])
         return of | {
-            "identity": self._identity(),
+            "identity": self._identity,
             "stream_time_ms": np.array([self._slots.stream_time_ms], np.int64),
             "newest": newest,
-            "texts": names.texts(),
+            "texts": self._names.kept(keys[:, 1]).texts(),
         }
 
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]], **settings: int) -> ItemState:
-        """The reverse of `to_arrays`; StateError where the arrays are of other settings."""
-        state = cls(**settings)
-        check_like(arrays, state.to_arrays(), "items")
-        if not np.array_equal(arrays["identity"], state._identity()):
-            raise StateError(
-                f"the saved state of items has settings {arrays['identity'].tolist()} (neighbours, visits, half-life, "
-                f"horizon), this one {state._identity().tolist()}; give the same, or replay the log"
-            )
-        stream = int(arrays["stream_time_ms"][0])
-        slots = state._slots.load(_keys_of(arrays["codes"]), arrays["newest"], stream)
-        state._grow()
-        for name, part in state._parts.items():
-            part.array[slots] = arrays[name]
-        state._names = Names(texts_of(arrays["texts"]))
-        return state
-
-    def _identity(self) -> IntArray:
-        return np.array([self.neighbours, self.visits, self.half_life_ms, self.horizon_ms, _FORMAT], np.int64)
-
-
-def _keys_of(codes: Codes) -> Codes:
-    keys = np.zeros((len(codes), 2), np.uint64)
-    keys[:, 1] = codes
-    return keys
+    @staticmethod
+    def _saved_keys(arrays: Mapping[str, npt.NDArray[Any]]) -> KeyArray:
+        return keys_of(arrays["codes"])
 
 
 def _categories(block: Block) -> IntArray:
@@ -320,9 +266,3 @@ def _categories(block: Block) -> IntArray:
     there: BoolArray = np.asarray(block.columns.get("category_present", np.ones(len(block))), np.bool_)
     codes = codes_of(block.ids["category"]).view(np.int64)
     return np.where(there, np.where(codes == 0, _CATEGORY_0, codes), 0)
-
-
-def _ragged(lengths: IntArray) -> tuple[IntArray, IntArray]:
-    """For lists of these lengths, one after the other: the list of each entry, and its place in the list."""
-    rows = np.repeat(np.arange(len(lengths)), lengths)
-    return rows, np.arange(len(rows)) - np.repeat(np.cumsum(lengths) - lengths, lengths)

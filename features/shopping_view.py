@@ -9,7 +9,6 @@ import numpy.typing as npt
 
 from features.block import FloatArray, Ids, IntArray
 from features.kernel import own
-from features.memory import GrowingArray
 from features.shopping_items import HALF_LIVES_MS, ItemRecords
 from features.shopping_kernels import CLASSES, COUNTS
 from features.shopping_known import (
@@ -30,7 +29,8 @@ from features.shopping_known import (
 )
 from features.shopping_said import POSITIONS, SAID
 from features.shopping_serve import FEATURES, serve
-from features.shopping_users import DAY_MS, Contexts, Names
+from features.shopping_state import DAY_MS, Columns, Names, growing, keys_of, ragged
+from features.shopping_users import Contexts
 from features.state import KeySlots, power_of_two
 
 __all__ = ["Candidates", "ItemView"]
@@ -77,7 +77,7 @@ class ItemView:
         self.neighbours, self.visits, self.horizon_ms = neighbours, visits, horizon_ms
         self._slots = KeySlots()
         self._names = Names()
-        columns: dict[str, tuple[tuple[int, ...], type[np.generic]]] = {
+        columns: Columns = {
             "others": ((neighbours,), np.int32),
             "strengths": ((neighbours, CLASSES), np.float32),
             "totals": ((CLASSES,), np.float32),
@@ -88,7 +88,7 @@ class ItemView:
             "mark": ((), np.int64),
             "codes": ((), np.uint64),
         }
-        self._known = {name: GrowingArray((0, *shape), dtype) for name, (shape, dtype) in columns.items()}
+        self._known = growing(columns)
         self._sessions = Sessions(
             np.zeros((2 * sessions, 4), np.uint64),
             np.zeros((sessions, 3), np.int64),
@@ -121,11 +121,9 @@ class ItemView:
     def copy(self) -> ItemView:
         """A view that holds what this one holds now, and goes its own way."""
         sessions = len(self._sessions.heads)
-        other = ItemView(
-            neighbours=self.neighbours, visits=self.visits, sessions=sessions, horizon_ms=self.horizon_ms
-        )  # fmt: skip
+        other = ItemView(neighbours=self.neighbours, visits=self.visits, sessions=sessions, horizon_ms=self.horizon_ms)
         other.numbers_of(self._known["codes"].array[: len(self._slots)])
-        other._names.by_code = dict(self._names.by_code)
+        other._names = Names(self._names.by_code)
         other._popular, other._looked_at, other._published = self._popular, self._looked_at, self._published
         for name, part in self._known.items():
             if name != "mark":
@@ -154,9 +152,7 @@ class ItemView:
 
     def numbers_of(self, codes: npt.NDArray[np.uint64]) -> IntArray:
         """(n,) the items' numbers, new ones where they have none yet."""
-        keys = np.zeros((len(codes), 2), np.uint64)
-        keys[:, 1] = codes
-        numbers, _ = self._slots.assign(keys, np.zeros(len(codes), np.int64), 2**62)
+        numbers, _ = self._slots.assign(keys_of(codes), np.zeros(len(codes), np.int64), 2**62)
         self._grow()
         self._known["codes"].array[numbers] = codes
         return numbers
@@ -173,8 +169,7 @@ class ItemView:
         of = {name: part.array for name, part in self._known.items()}
         heads = of["heads"]
         held = np.diff(records.others_begin)
-        row = np.repeat(np.arange(len(numbers)), held)
-        place = np.arange(len(row)) - np.repeat(records.others_begin[:-1], held)
+        row, place = ragged(held)
         use = fresh[row] & (place < self.neighbours)
         of["others"][numbers[row[use]], place[use]] = others[use]
         of["strengths"][numbers[row[use]], place[use]] = records.strengths[use]
@@ -195,8 +190,8 @@ class ItemView:
         anew = (records.heads[:, 0] < seen) & (records.heads[:, 3] > heads[numbers, TOUCHED])
         new = np.minimum(records.heads[:, 0] - np.where(anew, 0, seen), np.diff(records.visits_begin))
         new = np.where(fresh, np.maximum(new, 0), 0)
-        row = np.repeat(np.arange(len(numbers)), new)
-        at = records.visits_begin[1:][row] - new[row] + (np.arange(len(row)) - np.repeat(np.cumsum(new) - new, new))
+        row, nth = ragged(new)
+        at = records.visits_begin[1:][row] - new[row] + nth
         visits = records.visits[at]
         order = np.lexsort((numbers[row], visits[:, 0], visits[:, 1]))
         codes, times = visits[order, 0].view(np.uint64), visits[order, 1]
@@ -224,8 +219,8 @@ class ItemView:
         categories = of["heads"][:, CATEGORY]
         order = np.lexsort((numbers, -looks[:, 1], categories))
         order = order[categories[order] != 0]
-        codes, begin, held = np.unique(categories[order], return_index=True, return_counts=True)
-        nth = np.arange(len(order)) - np.repeat(begin, held)
+        codes, held = np.unique(categories[order], return_counts=True)
+        _, nth = ragged(held)
         ends = np.append(0, np.cumsum(np.minimum(held, _OF_A_CATEGORY)))
         self._popular = Popular(trending, codes, ends, numbers[order[nth < _OF_A_CATEGORY]])
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from features.arrays import Arrays, check_like, prefixed, under
+from features.arrays import Arrays, check_like, of_optional, optional_of, prefixed, under
 from features.block import BoolArray, FloatArray, Ids, IntArray
 from features.kernel import own
 from monitoring.bins import BINS, Bins, bin_of, count_labelled, count_matrix, count_scores
@@ -151,24 +152,61 @@ def _column(columns: Mapping[str, Any], name: str, dtype: type[np.generic], n: i
     return own(array, dtype)
 
 
-class ScoredHalf:
+class _Half(ABC, Generic[P]):
+    """The open periods of one half, and ``late``, how many rows came after their period was closed."""
+
+    def __init__(self, settings: MonitorSettings, allowance_ms: int) -> None:
+        self.settings = settings
+        self.periods = Periods(
+            settings.period_rows or settings.period_ms, allowance_ms, settings.period_rows is not None
+        )
+        self.open: dict[int, P] = {}
+        self.late = 0
+
+    @abstractmethod
+    def make_period(self) -> P:
+        """A period without rows."""
+
+    def _period(self, number: int) -> P:
+        return self.open.get(number) or self.open.setdefault(number, self.make_period())
+
+    def _runs(self, times: IntArray, clock: IntArray, close: Close[P]) -> Iterator[Run]:
+        """The rows (n,) in runs, see `Periods.runs`; closes the periods that are complete before each, and at last."""
+        for run in self.periods.runs(times, clock):
+            close_below(self.open, run.closed_to, close)
+            self.late += int(np.count_nonzero(run.slot == LATE))
+            yield run
+        full = self.periods.full()
+        if full is not None:
+            close_below(self.open, full, close)
+
+    def state(self) -> Arrays:
+        """``clock`` (0,) or (1,), ``late`` (1,) and the open periods."""
+        return {
+            "clock": of_optional(self.periods.clock),
+            "late": np.array([self.late], np.int64),
+            **prefixed("open/", open_arrays(self.open)),
+        }
+
+    def restore(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        """The reverse of `state`; what `make_period` needs is set before."""
+        self.periods.clock = optional_of(arrays["clock"])
+        self.late = int(arrays["late"][0])
+        self.open = restore_open(under("open/", arrays), self.make_period)
+
+
+class ScoredHalf(_Half[ScoredPeriod]):
     """Scored rows by period. ``bins`` and ``segment_values`` are None until they are known: the first rows are kept and
     counted once there are enough of them to tell."""
 
     def __init__(
         self, settings: MonitorSettings, bins: Bins | None, segment_values: tuple[tuple[str, ...], ...] | None
     ) -> None:
-        self.settings = settings
+        super().__init__(settings, settings.lateness_ms)
         self.layout = ScoredLayout(len(settings.features) + 1, len(settings.segments))
-        self.periods = Periods(
-            settings.period_rows or settings.period_ms, settings.lateness_ms, settings.period_rows is not None
-        )
         self.bins, self.segment_values = bins, segment_values
-        self.open: dict[int, ScoredPeriod] = {}
-        self.late = 0
 
     def make_period(self) -> ScoredPeriod:
-        """A period without rows."""
         return ScoredPeriod(self.layout.size, self.layout.columns)
 
     def observe(self, columns: Mapping[str, Any], close: Close[ScoredPeriod]) -> None:
@@ -184,18 +222,12 @@ class ScoredHalf:
         score = _column(columns, "score", np.float64, n)
         segments = [self._places(s, columns["segments"][name]) for s, name in enumerate(self.settings.segments)]
         hashes = row_hash(times, score)
-        for run in self.periods.runs(times, clock):
-            close_below(self.open, run.closed_to, close)
+        for run in self._runs(times, clock, close):
             rows = slice(run.start, run.stop)
-            self.late += int(np.count_nonzero(run.slot == LATE))
             self._count(run, times[rows], x[rows], score[rows], [s[rows] for s in segments])
-            self._sample(run, hashes, columns["transaction_id"], x, score)
-        full = self.periods.full()
-        if full is not None:
-            close_below(self.open, full, close)
-
-    def _period(self, number: int) -> ScoredPeriod:
-        return self.open.get(number) or self.open.setdefault(number, self.make_period())
+            for number in numbers(run.slot):
+                at = run.start + np.flatnonzero(run.slot == number)
+                self.open[number].samples.add(at, hashes, columns["transaction_id"], x, score)
 
     def _count(self, run: Run, times: IntArray, x: FloatArray, score: FloatArray, segments: list[IntArray]) -> None:
         assert self.bins is not None
@@ -216,11 +248,6 @@ class ScoredHalf:
                     cells = np.bincount(place[mine] * BINS + bins[mine], minlength=(SEGMENT_VALUES + 1) * BINS)
                     by_segment[s] += cells.reshape(-1, BINS)
 
-    def _sample(self, run: Run, hashes: npt.NDArray[np.uint64], ids: Ids, x: FloatArray, score: FloatArray) -> None:
-        for number in numbers(run.slot):
-            at = run.start + np.flatnonzero(run.slot == number)
-            self.open[number].samples.add(hashes[at], ids.take(at), x[at], score[at])
-
     def _places(self, s: int, ids: Ids) -> IntArray:
         """(n,) the place of each value of segment s among those known, 15 for others."""
         assert self.segment_values is not None
@@ -235,21 +262,6 @@ class ScoredHalf:
             return np.where(known[at] == ids.ints, places[at], SEGMENT_VALUES)
         return np.array([place.get(segment_text(v), SEGMENT_VALUES) for v in ids.to_list()], np.int64)
 
-    def state(self) -> Arrays:
-        """``clock``, ``late`` (1,) and the open periods."""
-        clock = self.periods.clock
-        return {
-            "clock": np.array([] if clock is None else [clock], np.int64),
-            "late": np.array([self.late], np.int64),
-            **prefixed("open/", open_arrays(self.open)),
-        }
-
-    def restore(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-        """The reverse of `state`; `bins` are set before."""
-        self.periods.clock = int(arrays["clock"][0]) if len(arrays["clock"]) else None
-        self.late = int(arrays["late"][0])
-        self.open = restore_open(under("open/", arrays), self.make_period)
-
 
 def _is_integer(text: str) -> bool:
     """Whether it is an int64 as it is written in decimals, as which it names the same value as that integer."""
@@ -261,22 +273,13 @@ def segment_text(value: int | str) -> str:
     return str(value).rstrip("\0")
 
 
-class LabelledHalf:
+class LabelledHalf(_Half[LabelledPeriod]):
     """Labelled rows by period of their event; a period closes when all its labels are mature."""
 
     def __init__(self, settings: MonitorSettings) -> None:
-        self.settings = settings
-        self.periods = Periods(
-            settings.period_rows or settings.period_ms,
-            settings.label_horizon_ms + settings.lateness_ms,
-            settings.period_rows is not None,
-        )
-        self.open: dict[int, LabelledPeriod] = {}
-        self.late = 0
+        super().__init__(settings, settings.label_horizon_ms + settings.lateness_ms)
 
-    @staticmethod
-    def make_period() -> LabelledPeriod:
-        """A period without rows."""
+    def make_period(self) -> LabelledPeriod:
         return LabelledPeriod(LAYOUT.size)
 
     def observe(self, columns: Mapping[str, Any], close: Close[LabelledPeriod]) -> None:
@@ -289,34 +292,16 @@ class LabelledHalf:
         ids: Ids = columns["card_id"]
         # the identity of a text is 128 bits; half of it is enough to tell the cards of a day apart
         card = ids.ints if ids.ints is not None else ids.keys()[:, 1].view(np.int64)
-        for run in self.periods.runs(times, known):
-            close_below(self.open, run.closed_to, close)
-            self.late += int(np.count_nonzero(run.slot == LATE))
+        threshold = self.settings.threshold
+        for run in self._runs(times, known, close):
             rows = slice(run.start, run.stop)
             for number in numbers(run.slot):
-                period = self.open.get(number) or self.open.setdefault(number, self.make_period())
+                period = self._period(number)
                 mine = run.slot == number
                 period.seen(times[rows][mine])
                 head, fine = LAYOUT.head(period.counts), LAYOUT.fine(period.counts)
-                count_labelled(score[rows], label[rows], run.slot, number, self.settings.threshold, head, fine)
+                count_labelled(score[rows], label[rows], run.slot, number, threshold, head, fine)
                 mine &= ~np.isnan(score[rows])
-                period.add_errors((score[rows][mine] >= self.settings.threshold) != (label[rows][mine] != 0))
-                period.add_cards(card[rows][mine], score[rows][mine], (label[rows][mine] != 0).astype(np.int64))
-        full = self.periods.full()
-        if full is not None:
-            close_below(self.open, full, close)
-
-    def state(self) -> Arrays:
-        """As `ScoredHalf.state`."""
-        clock = self.periods.clock
-        return {
-            "clock": np.array([] if clock is None else [clock], np.int64),
-            "late": np.array([self.late], np.int64),
-            **prefixed("open/", open_arrays(self.open)),
-        }
-
-    def restore(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-        """The reverse of `state`."""
-        self.periods.clock = int(arrays["clock"][0]) if len(arrays["clock"]) else None
-        self.late = int(arrays["late"][0])
-        self.open = restore_open(under("open/", arrays), self.make_period)
+                scored, fraud = score[rows][mine], label[rows][mine] != 0
+                period.add_errors((scored >= threshold) != fraud)
+                period.add_cards(card[rows][mine], scored, fraud.astype(np.int64))

@@ -45,13 +45,12 @@ class Samples:
         self.ids = np.zeros(0, f"S{_TEXT_BYTES}")
         self.rows = np.zeros((0, columns))
 
-    def add(self, hashes: npt.NDArray[np.uint64], ids: Ids, x: FloatArray, score: FloatArray) -> None:
-        """Rows (n,) in log order."""
-        at = np.arange(len(hashes))
+    def add(self, at: IntArray, hashes: npt.NDArray[np.uint64], ids: Ids, x: FloatArray, score: FloatArray) -> None:
+        """The rows ``at`` (k,), rising, of columns (n,) in log order; only those that stay are looked at further."""
         if len(self.hashes) == ROWS:
-            at = np.flatnonzero(hashes < self.hashes[-1])
-        elif len(hashes) > ROWS:
-            at = np.sort(np.argsort(hashes, kind="stable")[:ROWS])
+            at = at[hashes[at] < self.hashes[-1]]
+        elif len(at) > ROWS:
+            at = np.sort(at[np.argsort(hashes[at], kind="stable")[:ROWS]])
         if len(at) == 0:
             return
         texts = np.array([text[:_TEXT_BYTES] for text in ids.take(at).texts()], f"S{_TEXT_BYTES}")

@@ -235,7 +235,7 @@ class Demo:
             self.accounts.add(chunk, live=False)
             send(self._producer, chunk.batches(), self._stop)
             sent.append(self.accounts.history)
-            self._steps.note("windows", f"{RECENT_DAYS} days through the worker, {scores.scores:,} payments so far")
+            self._steps.note("windows", f"{RECENT_DAYS} days through the worker, {scores.count:,} payments so far")
         self._wait_scored(self.accounts.history)
         detail = f"{RECENT_DAYS} days, {self.accounts.history:,} payments through the worker fill them"
         self._steps.done("windows", detail)
@@ -284,7 +284,7 @@ class Demo:
         deadline = time.monotonic() + _DRAIN_S
         accounts, scores = self.accounts, self._scores
         while time.monotonic() < deadline and self._worker.code is None:
-            if scores.scores >= accounts.to_score and scores.dead_letters >= accounts.malformed:
+            if scores.count >= accounts.to_score and scores.dead_letters >= accounts.malformed:
                 break
             self._view.draw()
             time.sleep(0.05)
@@ -333,7 +333,7 @@ class Demo:
 
     def _disagreements(self) -> list[str]:
         scores = self._scores
-        return self.accounts.problems(*((scores.scores, scores.dead_letters) if scores is not None else (0, 0)))
+        return self.accounts.problems(*((scores.count, scores.dead_letters) if scores is not None else (0, 0)))
 
     # -- waiting --
 

@@ -124,7 +124,7 @@ class View:
     def _counts(self) -> tuple[int, int]:
         """Sent and scored in the live part."""
         scores = self.scores
-        return self._accounts.sent, scores.scores - scores.history_scores if scores is not None else 0
+        return self._accounts.sent, scores.count - scores.history if scores is not None else 0
 
     def _snapshot(self, moment: float) -> DemoSnapshot:
         scores, accounts = self.scores, self._accounts

@@ -7,7 +7,8 @@ import uuid
 from collections.abc import Iterator, Mapping
 
 from streams.errors import HeadraceError
-from streams.log import TP, Log, LogConsumer, RecordBatch
+from streams.listeners import FromStart
+from streams.log import TP, Log, RecordBatch
 
 __all__ = ["ReplayError", "read_up_to"]
 
@@ -17,31 +18,6 @@ _RECORDS_MAX = 4096
 
 class ReplayError(HeadraceError):
     """A log that cannot be read up to where it was said to go."""
-
-
-class _From:
-    """Begins each partition at its start, or where its records begin if those are gone."""
-
-    def __init__(self, consumer: LogConsumer, starts: Mapping[TP, int]) -> None:
-        self._consumer = consumer
-        self._starts = starts
-        #: partitions whose first records are gone
-        self.gone: set[TP] = set()
-
-    def on_assign(self, partitions: list[TP]) -> Mapping[TP, int | None]:
-        begins: dict[TP, int | None] = {}
-        for tp in partitions:
-            earliest, start = self._consumer.offset_range(tp)[0], self._starts.get(tp, 0)
-            begins[tp] = max(earliest, start)
-            if earliest > start:
-                self.gone.add(tp)
-        return begins
-
-    def on_revoke(self, partitions: list[TP]) -> None:
-        """Nothing to give up."""
-
-    def on_lost(self, partitions: list[TP]) -> None:
-        """Nothing to give up."""
 
 
 def read_up_to(
@@ -59,7 +35,7 @@ def read_up_to(
         return
     [topic] = {tp.topic for tp in left}
     consumer = log.consumer(f"headrace-replay-{uuid.uuid4().hex}")
-    listener = _From(consumer, starts)
+    listener = FromStart(consumer, starts)
     try:
         consumer.subscribe([topic], listener)
         heard = time.monotonic()
@@ -67,7 +43,7 @@ def read_up_to(
             batches = consumer.poll(0.1, _RECORDS_MAX)
             if batches or not consumer.assignment():
                 heard = time.monotonic()
-            if from_start and listener.gone & stops.keys():
+            if from_start and any(listener.ranges.get(tp, (0, 0))[0] > starts.get(tp, 0) for tp in stops):
                 raise ReplayError(
                     f"{topic}: its first records are gone (retention), so its stage cannot be replayed from the start; "
                     "verify a group whose topics still hold everything, or keep them longer (retention.ms)"

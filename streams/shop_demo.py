@@ -191,9 +191,9 @@ class ShopDemo:
             waiting += len(chunk.values)
             if waiting >= _SLICE:
                 waiting = 0
-                self._wait(lambda: lists.lists >= self._history - _SLICE, _SLICE_S, "the history")
-                self._steps.note("history", f"{lists.lists:,} clicks through the worker so far")
-        self._wait(lambda: lists.lists >= self._history, _SLICE_S, "the history")
+                self._wait(lambda: lists.count >= self._history - _SLICE, _SLICE_S, "the history")
+                self._steps.note("history", f"{lists.count:,} clicks through the worker so far")
+        self._wait(lambda: lists.count >= self._history, _SLICE_S, "the history")
         self._steps.done("history", f"{self._history:,} clicks of {shop.users:,} users on {shop.items:,} items")
 
     def _go_live(self, shop: Shop) -> None:
@@ -231,7 +231,7 @@ class ShopDemo:
         expected = self._history + self._sent - self._malformed - self._duplicates
         deadline = time.monotonic() + _DRAIN_S
         while time.monotonic() < deadline and worker.code is None:
-            if lists.lists >= expected and lists.dead_letters >= self._malformed:
+            if lists.count >= expected and lists.dead_letters >= self._malformed:
                 break
             self._screen.draw()
             time.sleep(0.05)
@@ -252,7 +252,7 @@ class ShopDemo:
             ("received by the worker", received, "lists + dead letters + duplicates",
              made + books["dead_letters"] + books["duplicates"]),
             ("lists of the worker", made, "well-formed and sent once", expected),
-            ("lists of the worker", made, "lists consumed", lists.lists),
+            ("lists of the worker", made, "lists consumed", lists.count),
             ("dead letters of the worker", books["dead_letters"], "sent malformed", self._malformed),
         ]  # fmt: skip
         return [f"{a} {n:,} is not {b} {m:,}" for a, n, b, m in checks if n != m]

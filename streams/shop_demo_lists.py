@@ -1,22 +1,19 @@
-"""The shop's demo as a consumer: reads lists and dead letters, measures latency and hits, follows one user."""
+"""The shop's demo as a consumer: reads lists, measures latency and hits, follows one user."""
 
 from __future__ import annotations
 
-import threading
 import time
-import uuid
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import orjson
 
-from streams.latency import LatencyDigest
-from streams.log import TP, Log, LogConsumer, RecordBatch
+from streams.demo_reader import DemoReader
+from streams.log import Log
 from streams.shop_simulator import ShopChunk
-from streams.topics import DEAD_LETTERS, RECOMMENDATIONS
+from streams.topics import RECOMMENDATIONS
 
 __all__ = ["Followed", "ListReader"]
 
@@ -36,33 +33,19 @@ class Followed:
     seen_at: float = 0.0
 
 
-class ListReader(threading.Thread):
-    """Counts all lists and dead letters from the start of the log; once `go_live`, looks into the lists as well.
+class ListReader(DemoReader):
+    """Counts all lists and dead letters, and knows each user's last list; once `go_live`, looks into more of them.
 
-    `sending` is called by the sender, all else happens on this thread; counters may be read by any other.
+    `sending` is called by the sender, on its thread.
     """
 
     def __init__(self, log: Log) -> None:
-        super().__init__(name="demo-lists", daemon=True)
-        self._log = log
-        self._closing = threading.Event()
-        self._grown = threading.Condition()
-        self._live = False
-        self._sent_at: dict[int, float] = {}
+        super().__init__(log, RECOMMENDATIONS)
         self._last: dict[int | str, frozenset[int | str]] = {}
-        self.error: Exception | None = None
-        self.subscribed = threading.Event()
-        self.lists = self.dead_letters = self.history = 0
-        self.latency = LatencyDigest()
         self.rungs: Counter[str] = Counter()
         #: clicks whose user had a list before, and those whose item was in it
         self.asked = self.hits = 0
         self.followed: Followed | None = None
-
-    def go_live(self) -> None:
-        """All lists so far were of the history."""
-        self.history = self.lists
-        self._live = True
 
     def sending(self, chunk: ShopChunk) -> None:
         """Notes when these events are sent, and whether their users' lists had what they chose."""
@@ -87,63 +70,15 @@ class ListReader(threading.Thread):
             followed.seen_at = now
             followed.steps.append((f"{event['action']} {event['category']} {event['item_id']}", hit))
 
-    def wait_for(self, lists: int, timeout_s: float) -> bool:
-        """Waits until there are so many lists."""
-        with self._grown:
-            return self._grown.wait_for(lambda: self.lists >= lists, timeout_s)
-
-    def close(self) -> None:
-        """Leaves the log."""
-        self._closing.set()
-        if self.is_alive():
-            self.join(10.0)
-
-    def run(self) -> None:
-        try:
-            consumer = self._log.consumer(f"headrace-demo-{uuid.uuid4().hex}")
-            consumer.subscribe([RECOMMENDATIONS, DEAD_LETTERS], _FromEarliest(consumer, self.subscribed))
-            try:
-                while not self._closing.is_set():
-                    for batch in consumer.poll(0.1, 5_000):
-                        self._take(batch)
-            finally:
-                consumer.close()
-        except Exception as error:  # noqa: BLE001 - reported by the demo, which looks at it all the time
-            self.error = error
-
-    def _take(self, batch: RecordBatch) -> None:
-        now = time.perf_counter()
-        if batch.tp.topic == DEAD_LETTERS:
-            self.dead_letters += len(batch)
-            return
-        for value in batch.values:
-            listed = orjson.loads(value or b"")
+    def _look_into(self, values: Sequence[bytes], now: float) -> None:
+        lists = [orjson.loads(value) for value in values]
+        for listed in lists:
             self._last[listed["user_id"]] = frozenset(item["item_id"] for item in listed["items"])
-            if not self._live:
-                continue
+        if not self._live:
+            return
+        self._arrived((listed["event_id"] for listed in lists), now)
+        for listed in lists:
             self.rungs[listed["rung"]] += 1
-            sent_at = self._sent_at.pop(listed["event_id"], None)
-            if sent_at is not None:
-                self.latency.add(np.array([1000 * (now - sent_at)]))
             followed = self.followed
             if followed is not None and followed.user == listed["user_id"]:
                 followed.items, followed.rung = listed["items"], listed["rung"]
-        with self._grown:
-            self.lists += len(batch)
-            self._grown.notify_all()
-
-
-class _FromEarliest:
-    def __init__(self, consumer: LogConsumer, assigned: threading.Event) -> None:
-        self._consumer, self._assigned = consumer, assigned
-
-    def on_assign(self, partitions: list[TP]) -> Mapping[TP, int | None]:
-        starts = {tp: self._consumer.offset_range(tp)[0] for tp in partitions}
-        self._assigned.set()
-        return starts
-
-    def on_revoke(self, partitions: list[TP]) -> None:
-        """Nothing to give up."""
-
-    def on_lost(self, partitions: list[TP]) -> None:
-        """Nothing to give up."""

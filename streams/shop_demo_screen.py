@@ -81,7 +81,7 @@ class ShopScreen:
         rungs = ", ".join(f"{rung} {n:,}" for rung, n in sorted(lists.rungs.items()))
         hit = f"{lists.hits / lists.asked:.0%}" if lists.asked else "none"
         return (
-            f"{lists.lists - lists.history:,} lists ({rungs}); next item was in the list: {hit}; "
+            f"{lists.count - lists.history:,} lists ({rungs}); next item was in the list: {hit}; "
             f"latency p50 {p50:.1f} ms, p99 {p99:.1f} ms"
         )
 

@@ -25,10 +25,11 @@ from numba import njit
 from features.arrays import Arrays, of_texts, texts_of
 from features.block import Block, IntArray
 from streams.errors import FatalError, HeadraceError
+from streams.log import OutBatch
 from streams.rows import FIRST_WORDS, NO_ROWS, Layout, Rows
 
 __all__ = ["FORMAT_VERSION", "TO_ALL", "MessageKind", "Sent", "ShuffleError", "Shuffled", "Source"]
-__all__ += ["SourcePositions", "pack", "unpack"]
+__all__ += ["SourcePositions", "pack", "pack_for", "unpack"]
 
 FORMAT_VERSION = 1
 #: as a row's target: every partition
@@ -121,6 +122,16 @@ def pack(
         for place, (start, stop) in enumerate(pairwise(starts))
         if stop > start
     ]
+
+
+def pack_for(
+    topic: str, kind: MessageKind, sent: Sequence[Sent], partitions: IntArray | None, n_partitions: int
+) -> list[OutBatch]:
+    """The messages of `pack`, a batch for each target partition of the topic."""
+    values: dict[int, list[bytes]] = {}
+    for p, value in pack(kind, sent, partitions, n_partitions):
+        values.setdefault(p, []).append(value)
+    return [OutBatch(topic, of, None, p) for p, of in values.items()]
 
 
 def _message(kind: str, sent: Sent, rows: Rows) -> bytes:

@@ -6,16 +6,16 @@ import argparse
 import sys
 import time
 import uuid
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streams.cli.broker_wait import open_log
 from streams.cli.options import add_bootstrap, add_config, add_json, print_json
 from streams.errors import EXIT_OK, ConfigError
+from streams.listeners import FromStart
 
 if TYPE_CHECKING:
-    from streams.log import TP, LogConsumer, RecordBatch
+    from streams.log import RecordBatch
 
 EXAMPLE = "headrace consume --topic fraud-scores --to scores.jsonl --idle 5"
 
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     except OSError as exc:
         raise ConfigError(f"--to {args.to}: {exc.strerror}; check the path and its rights") from exc
     consumer = log.consumer(f"headrace-consume-{uuid.uuid4().hex}")
-    listener = _FromEarliest(consumer)
+    listener = FromStart(consumer)
     consumer.subscribe([args.topic], listener)
     written, told = 0, False
     last = time.monotonic()
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
             batches = consumer.poll(0.1, 10_000)
             if batches or not consumer.assignment():  # to join a group takes its time: that is not silence
                 last = time.monotonic()
-            elif listener.empty and not told:
+            elif not told and all(earliest == end for earliest, end in listener.ranges.values()):
                 told = True
                 print(f"{args.topic} is empty: {_waiting(args)}", file=sys.stderr, flush=True)
             elif args.idle is not None and time.monotonic() - last > args.idle:
@@ -83,25 +83,6 @@ def run(args: argparse.Namespace) -> int:
 def _waiting(args: argparse.Namespace) -> str:
     until = "Ctrl-C" if args.count is None else f"{args.count:,} records have come"
     return f"waiting until {until} (--idle ends earlier)" if args.idle is None else f"waiting {args.idle:g} s (--idle)"
-
-
-class _FromEarliest:
-    def __init__(self, consumer: LogConsumer) -> None:
-        self._consumer = consumer
-        #: whether the topic had no record when the partitions came
-        self.empty = False
-
-    def on_assign(self, partitions: list[TP]) -> Mapping[TP, int | None]:
-        ranges = {tp: self._consumer.offset_range(tp) for tp in partitions}
-        if ranges:
-            self.empty = all(earliest == end for earliest, end in ranges.values())
-        return {tp: earliest for tp, (earliest, _) in ranges.items()}
-
-    def on_revoke(self, partitions: list[TP]) -> None:
-        """Nothing to give up."""
-
-    def on_lost(self, partitions: list[TP]) -> None:
-        """Nothing to give up."""
 
 
 def _line(batch: RecordBatch, i: int, envelope: bool) -> bytes:

@@ -15,8 +15,8 @@ import numpy as np
 from features.block import Block, BoolArray, FloatArray, Ids, IntArray
 from streams.log import TP, OutBatch, RecordBatch
 from streams.partitioner import partitions_of
-from streams.pipelines.fraud_sender import Teller, shuffled
-from streams.shuffle import Sent
+from streams.pipelines.fraud_sender import Teller
+from streams.shuffle import Sent, pack_for
 from streams.topics import BY_TRANSACTION
 
 if TYPE_CHECKING:
@@ -132,8 +132,9 @@ def send_vectors(
             **{FEATURE + name: matrix[:, j] for j, name in enumerate(features)},
         },
     )
-    targets = partitions_of(rows.ids["transaction_id"], pipeline.infos[BY_TRANSACTION].partitions)
-    return shuffled(pipeline, "rows", vectors.numbered.sent(pipeline, block), targets, BY_TRANSACTION)
+    n_partitions = pipeline.infos[BY_TRANSACTION].partitions
+    targets = partitions_of(rows.ids["transaction_id"], n_partitions)
+    return pack_for(BY_TRANSACTION, "rows", vectors.numbered.sent(pipeline, block), targets, n_partitions)
 
 
 class LabelOutlet:
@@ -160,5 +161,5 @@ class LabelOutlet:
 def send_labels(pipeline: FraudPipeline, sent: Sequence[Sent]) -> list[OutBatch]:
     """Labels (transaction_id, label_time, is_fraud) to the monitor."""
     ids = Ids.concat([one.block.ids["transaction_id"] for one in sent])
-    targets = partitions_of(ids, pipeline.infos[BY_TRANSACTION].partitions)
-    return shuffled(pipeline, "labels", sent, targets, BY_TRANSACTION)
+    n_partitions = pipeline.infos[BY_TRANSACTION].partitions
+    return pack_for(BY_TRANSACTION, "labels", sent, partitions_of(ids, n_partitions), n_partitions)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,13 +11,13 @@ import numpy.typing as npt
 from features.arrays import Arrays, check_like, of_optional, optional_of
 from features.block import Block, IntArray
 from streams.log import TP, OutBatch
-from streams.shuffle import MessageKind, Sent, pack
+from streams.shuffle import MessageKind, Sent, pack_for
 from streams.topics import BY_TERMINAL
 
 if TYPE_CHECKING:
     from streams.pipelines.fraud import FraudPipeline
 
-__all__ = ["Sender", "Teller", "shuffled"]
+__all__ = ["Sender", "Teller"]
 
 #: a source that has nothing to send for so long says so, if it has read its log to the end
 _IDLE_AFTER_S = 1.0
@@ -81,7 +81,7 @@ class Teller:
         none = np.empty(0, np.int64)
         block = Block(self._tp.topic, self._tp.partition, next_offset, none, none)
         sent = Sent(self._pipeline.source(self._tp), block, watermark_ms)
-        return shuffled(self._pipeline, kind, [sent], None, self._topic)
+        return pack_for(self._topic, kind, [sent], None, self._pipeline.infos[self._topic].partitions)
 
 
 class Sender:
@@ -141,17 +141,3 @@ class Sender:
     def may_sleep(self) -> bool:
         """Whether the log may say that this source is idle."""
         return self.pipeline.order != "arrival" and self.teller.may_sleep
-
-
-def shuffled(
-    pipeline: FraudPipeline,
-    kind: MessageKind,
-    sent: Sequence[Sent],
-    targets: IntArray | None,
-    topic: str = BY_TERMINAL,
-) -> list[OutBatch]:
-    """The messages of `pack`, a batch for each target partition of the topic."""
-    values: dict[int, list[bytes]] = {}
-    for p, value in pack(kind, sent, targets, pipeline.infos[topic].partitions):
-        values.setdefault(p, []).append(value)
-    return [OutBatch(topic, of, None, p) for p, of in values.items()]

@@ -25,11 +25,11 @@ from streams.partitioner import partitions_of
 from streams.pipelines.fraud_lineup import score_rows
 from streams.pipelines.fraud_monitor import LabelOutlet, Numbered, VectorOutlet, send_labels
 from streams.pipelines.fraud_records import SOURCE_PARTITION, late_by_terminal, unscored
-from streams.pipelines.fraud_sender import Sender, shuffled
+from streams.pipelines.fraud_sender import Sender
 from streams.pipelines.fraud_stages import CardRows, CardStage, TerminalStage, empty_rows, label_targets, late_by_ms
 from streams.rows import Rows
 from streams.shedding import SHED, report, shed_rows
-from streams.shuffle import Sent, ShuffleError, SourcePositions, unpack
+from streams.shuffle import Sent, ShuffleError, SourcePositions, pack_for, unpack
 from streams.stage import dead_letters, fresh_part, late_records
 from streams.topics import BY_TERMINAL, LABELS, TRANSACTIONS
 
@@ -82,9 +82,9 @@ class CardTask(Sender):
         if sent:
             with pipeline.meters.part("shuffle", nbytes):
                 terminals = Ids.concat([s.block.ids["terminal_id"] for s in sent])
-                targets = partitions_of(terminals, pipeline.infos[BY_TERMINAL].partitions)
+                n = pipeline.infos[BY_TERMINAL].partitions
                 # before what else goes out: the terminal stage is waiting
-                outputs = shuffled(pipeline, "rows", sent, targets) + outputs
+                outputs = pack_for(BY_TERMINAL, "rows", sent, partitions_of(terminals, n), n) + outputs
         return outputs
 
     def _features(self, block: Block, batch: RecordBatch) -> CardRows:
@@ -163,7 +163,7 @@ class LabelTask(Sender):
                 n = pipeline.infos[BY_TERMINAL].partitions
                 targets = np.concatenate([label_targets(block, n) for _, block in sent])
                 slim = [task.sent(_slim(block), block.columns["label_time"].astype(np.int64)) for task, block in sent]
-                outputs = shuffled(pipeline, "labels", slim, targets) + outputs
+                outputs = pack_for(BY_TERMINAL, "labels", slim, targets, n) + outputs
                 if pipeline.monitor:
                     for task, _ in sent:
                         task.to_monitor.teller.sent()

@@ -15,7 +15,7 @@ from streams.log import TP, OutBatch, RecordBatch
 from streams.partitioner import partitions_of
 from streams.pipelines.recommend_stages import ItemStage, UserRows, UserStage, rows_by_item
 from streams.rows import Rows
-from streams.shuffle import Sent, ShuffleError, SourcePositions, pack, unpack
+from streams.shuffle import Sent, ShuffleError, SourcePositions, pack_for, unpack
 from streams.stage import dead_letters, fresh_part
 from streams.topics import BY_ITEM, ITEMS
 
@@ -77,7 +77,9 @@ class UserTask:
         if not live:
             return outputs
         with pipeline.meters.part("shuffle", nbytes):
-            outputs = _to_items(pipeline, sent) + outputs
+            n = pipeline.infos[BY_ITEM].partitions
+            targets = np.concatenate([partitions_of(s.block.ids["item_id"], n) for s in sent])
+            outputs = pack_for(BY_ITEM, "rows", sent, targets, n) + outputs
         return outputs + pipeline.serving.recommend(live, nbytes)
 
     def _account(self, batch: RecordBatch, dead: list[Dead], made: UserRows, outputs: list[OutBatch]) -> None:
@@ -93,16 +95,6 @@ class UserTask:
         counts["late"] += int(np.count_nonzero(made.contexts.late))
         if dead:
             outputs.append(dead_letters(batch, dead, "user"))
-
-
-def _to_items(pipeline: RecommendPipeline, sent: Sequence[Sent]) -> list[OutBatch]:
-    """The rows as messages to the partitions of their items."""
-    partitions = pipeline.infos[BY_ITEM].partitions
-    targets = np.concatenate([partitions_of(s.block.ids["item_id"], partitions) for s in sent])
-    values: dict[int, list[bytes]] = {}
-    for p, value in pack("rows", sent, targets, partitions):
-        values.setdefault(p, []).append(value)
-    return [OutBatch(BY_ITEM, of, None, p) for p, of in values.items()]
 
 
 class ItemTask:

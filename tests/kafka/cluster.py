@@ -20,7 +20,8 @@ import orjson
 
 from features.fraud import DEFAULT
 from streams.codec import decode_labels, decode_transactions
-from streams.log import TP, Headers, Log, LogConsumer, OutBatch, RecordBatch, TopicInfo, connect
+from streams.listeners import FromStart
+from streams.log import TP, Headers, Log, OutBatch, RecordBatch, TopicInfo, connect
 from streams.offline import feature_matrix
 from streams.pipelines.fraud_stages import StageSettings
 from streams.topics import BY_TERMINAL, DEAD_LETTERS, FRAUD_SCORES, LABELS, LATE_EVENTS, TRANSACTIONS, topic_infos
@@ -115,10 +116,12 @@ class Worker:
     def __enter__(self) -> Worker:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
+        if failure is not None:
+            print(f"{self._errors} ends with:\n{self.log[-8000:]}")
         self._reader.join(10)
         assert self.process.stdout is not None
         self.process.stdout.close()
@@ -254,20 +257,6 @@ class Feed:
 # --- output ---
 
 
-class _FromEarliest:
-    def __init__(self, consumer: LogConsumer) -> None:
-        self.consumer = consumer
-
-    def on_assign(self, partitions: list[TP]) -> Mapping[TP, int | None]:
-        return {tp: self.consumer.offset_range(tp)[0] for tp in partitions}
-
-    def on_revoke(self, partitions: list[TP]) -> None:
-        pass
-
-    def on_lost(self, partitions: list[TP]) -> None:
-        pass
-
-
 @dataclass(frozen=True)
 class Out:
     """One record that a worker sent; equal to another with the same content elsewhere."""
@@ -289,7 +278,7 @@ class Tail:
         #: records whose source came before, and how many of these were other bytes
         self.repeated = self.contradicting = 0
         self._consumer = log.consumer(f"tail-{uuid.uuid4().hex}")
-        self._consumer.subscribe([topic], _FromEarliest(self._consumer))
+        self._consumer.subscribe([topic], FromStart(self._consumer))
 
     def poll(self) -> None:
         for batch in self._consumer.poll(0.1, 10_000):

@@ -164,11 +164,12 @@ def test_when_one_worker_fails_all_end_with_its_code(
 
 
 _CHILD = """
-import signal, time
+import signal
 signal.signal(signal.SIGUSR1, lambda *_: print('{"n": 1}', flush=True))
 signal.signal(signal.SIGTERM, signal.%s)
 print("ready", flush=True)
-time.sleep(600)
+while True:
+    signal.pause()
 """
 
 

@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from streams.checkpoint_store import CheckpointStore
 from streams.checkpoints import CheckpointSettings, StateOf
-from streams.log import TP, Log, LogConsumer, LogProducer, OutBatch, RecordBatch, TopicInfo
+from streams.listeners import FromStart
+from streams.log import TP, Log, LogProducer, OutBatch, RecordBatch, TopicInfo
 from streams.reader import BlockReader, ReaderSettings
 from streams.worker import Worker
 
@@ -184,26 +185,12 @@ def send(log: Log, topic: str, values: Sequence[bytes], partitions: int = 4, fir
     assert producer.flush(20) == 0
 
 
-class _Reader:
-    def __init__(self, consumer: LogConsumer) -> None:
-        self.consumer = consumer
-
-    def on_assign(self, partitions: list[TP]) -> Mapping[TP, int | None]:
-        return {tp: self.consumer.offset_range(tp)[0] for tp in partitions}
-
-    def on_revoke(self, partitions: list[TP]) -> None:
-        pass
-
-    def on_lost(self, partitions: list[TP]) -> None:
-        pass
-
-
 def read_all(
     log: Log, topic: str, enough: Callable[[list[RecordBatch]], bool], timeout_s: float = 60
 ) -> list[RecordBatch]:
     """Batches of the topic from its start until there are enough."""
     consumer = log.consumer(f"read-{uuid.uuid4().hex}")
-    consumer.subscribe([topic], _Reader(consumer))
+    consumer.subscribe([topic], FromStart(consumer))
     got: list[RecordBatch] = []
     deadline = time.monotonic() + timeout_s
     try:
