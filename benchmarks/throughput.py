@@ -10,6 +10,7 @@ score's record. Where there is no Kafka, ours runs on the in-process log, alone,
 from __future__ import annotations
 
 import asyncio
+import importlib
 import signal
 import sys
 import tempfile
@@ -33,7 +34,7 @@ from streams.fraud_worker import make_worker
 from streams.log import TP, Log, LogConsumer, TopicInfo, connect
 from streams.topics import BY_TERMINAL, FRAUD_SCORES, LABELS, TRANSACTIONS, topic_infos
 
-__all__ = ["Measured", "measure_headrace", "measure_in_process", "measure_plain_faust", "run"]
+__all__ = ["Measured", "measure_app", "measure_headrace", "measure_in_process", "measure_plain_faust", "run"]
 
 GROUP = "headrace-bench"
 PARTS = ("consume", "decode", "features", "shuffle", "score", "explain", "encode", "produce")
@@ -116,14 +117,19 @@ def _figures(child: Child) -> dict[str, float]:
 
 def measure_plain_faust(workload: Workload, model_file: Path, cores: Cores) -> Measured:
     """One run of the plain Faust app."""
+    return measure_app("plain_faust", workload, model_file, cores, (plain_faust.BY_TERMINAL,))
+
+
+def measure_app(name: str, workload: Workload, model_file: Path, cores: Cores, topics: Sequence[str] = ()) -> Measured:
+    """One run of ``benchmarks.<name>``, which has a ``main``, a ``GROUP`` and ``SCORES``, and ``topics`` of its own."""
+    module: Any = importlib.import_module(f"benchmarks.{name}")
     with Broker.start() as broker:
-        names = (TRANSACTIONS, LABELS, plain_faust.BY_TERMINAL, plain_faust.SCORES)
-        log = _log_with(broker, [TopicInfo(name, 1, "") for name in names])
+        log = _log_with(broker, [TopicInfo(topic, 1, "") for topic in (TRANSACTIONS, LABELS, *topics, module.SCORES)])
         here = str(Path(__file__).parent.parent)
-        program = f"import sys; sys.path.insert(0, {here!r}); from benchmarks.plain_faust import main; main()"
+        program = f"import sys; sys.path.insert(0, {here!r}); from benchmarks.{name} import main; main()"
         command = [sys.executable, "-c", program, "--bootstrap", broker.bootstrap, "--model", str(model_file)]
         with Child(command, cores.worker) as child:
-            return _Phases(child, log, dict).run(workload, plain_faust.GROUP, (LABELS,), plain_faust.SCORES)
+            return _Phases(child, log, dict).run(workload, module.GROUP, (LABELS,), module.SCORES)
 
 
 class _Phases:

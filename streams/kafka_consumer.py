@@ -43,6 +43,10 @@ _CONSUMER_DEFAULTS: dict[str, Any] = {
 #: So long the partitions of a worker that was killed rest (librdkafka: 45 s). A static member keeps the long time: it
 #: comes back itself.
 _SESSION_MS = 10_000
+#: of one question for committed offsets
+_COMMITTED_S = 10.0
+#: A transaction that nobody ends is ended by the broker: ours after 15 s, which it finds out within 10 s more.
+_UNSTABLE_S = 60.0
 #: a partition that was just assigned cannot be positioned before reading has begun
 _NOT_YET = {KafkaError._STATE, KafkaError._PREV_IN_PROGRESS, KafkaError._OUTDATED}
 _MOVED_ON = {
@@ -188,16 +192,36 @@ class KafkaConsumer:
         if not partitions:
             return {}
         asked = [TopicPartition(tp.topic, tp.partition) for tp in partitions]
+        give_up_at = time.monotonic() + _UNSTABLE_S
 
         def ask() -> list[TopicPartition]:
-            answer = self._consumer.committed(asked, timeout=10.0)
-            for part in answer:
-                if part.error is not None:  # never to be taken for "nothing committed"
-                    raise KafkaException(part.error)
+            try:
+                answer = self._consumer.committed(asked, timeout=_COMMITTED_S)
+                for part in answer:
+                    if part.error is not None:  # never to be taken for "nothing committed"
+                        raise KafkaException(part.error)
+            except KafkaException:
+                if time.monotonic() > give_up_at:
+                    self._refuse_unstable(partitions)
+                raise
             return answer
 
         answer = retry(ask, "read committed offsets", self._watch)
         return {TP(p.topic, p.partition): (p.offset if p.offset >= 0 else None) for p in answer}
+
+    def _refuse_unstable(self, partitions: Sequence[TP]) -> None:
+        """Whoever waits for the end of a transaction that is never to end would wait in silence."""
+        group = self._settings["group.id"]
+        unstable = self._offsets.unstable(group, partitions)
+        if unstable:
+            raise FatalError(
+                "offsets-unstable",
+                f"group {group}: a transaction that committed offsets of {unstable[0].topic}/{unstable[0].partition} "
+                f"({len(unstable)} partitions in all) has not ended within {_UNSTABLE_S:g} s. A broker alone that is "
+                "killed while it ends a transaction can forget to (it takes the partitions for deleted as it starts). "
+                "Find and end it with Kafka's own tool, then start again: kafka-transactions.sh --bootstrap-server "
+                f"{self._watch.bootstrap} find-hanging; what it committed is sent once more then.",
+            )
 
     def commit(self, offsets: Mapping[TP, int], on_done: Callable[[Exception | None], None] | None = None) -> None:
         parts = [TopicPartition(tp.topic, tp.partition, offset) for tp, offset in offsets.items()]

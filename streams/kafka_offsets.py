@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from confluent_kafka import IsolationLevel, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import ConsumerGroupTopicPartitions, IsolationLevel, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # a public name that its stubs leave out
     AdminClient,
     ListOffsetsResultInfo,
@@ -80,6 +80,19 @@ class Offsets:
                 raise LogUnavailable(exc.args[0].str()) from exc
 
         return answer
+
+    def unstable(self, group: str, partitions: Sequence[TP]) -> list[TP]:
+        """Those whose committed offset waits for a transaction to end; none where the broker does not say."""
+        client = self._reach()
+        asked = ConsumerGroupTopicPartitions(group, [TopicPartition(tp.topic, tp.partition) for tp in partitions])
+        [future] = client.list_consumer_group_offsets([asked], require_stable=True, request_timeout=_ASK_S).values()
+        try:
+            parts = future.result(_GIVE_UP_S).topic_partitions
+        except (TimeoutError, KafkaException):
+            self._leave(client)
+            return []
+        unstable = [p for p in parts if p.error is not None and p.error.code() == KafkaError.UNSTABLE_OFFSET_COMMIT]
+        return [TP(p.topic, p.partition) for p in unstable]
 
     def _reach(self) -> AdminClient:
         client = self._client

@@ -17,6 +17,7 @@ EXAMPLE = "headrace bench throughput --events 300000 --json"
 _WHAT = {
     "throughput": "events per second on one core, beside a plain Faust app on the same records",
     "latency": "from produce to score consumed, at 100, 1,000 and 10,000 events per second",
+    "peers": "the same job by a loop by hand, by plain Faust, and offline by polars and DuckDB",
     "predictor": "rows per second of each predictor, and of reasons",
     "features": "microseconds per event of the window engine; with --cards N the memory of the card stage instead",
     "sets": "the rich feature set beside the default one on the published protocol, with --from and --labels",
@@ -39,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--events",
         type=int,
         metavar="N",
-        help="throughput: events (default: 300000); recovery: those in the checkpoint (default: 100000)",
+        help="throughput, peers: events (default: 300000); recovery: those in the checkpoint (default: 100000)",
     )
     parser.add_argument(
         "--cards", type=int, metavar="N", help="recovery: cards (default: 20000); features: measure their memory"
@@ -53,13 +54,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=20_000,
         metavar="N",
-        help="throughput: of them through plain Faust, 0 = none",
+        help="throughput, peers: of them through plain Faust and the loop (throughput: 0 = none)",
     )
     parser.add_argument(
         "--rounds", type=int, default=3, metavar="N", help="throughput: runs of ours, the median counts"
     )
     parser.add_argument("--seconds", type=float, default=10.0, metavar="S", help="latency: at each rate (default: 10)")
-    parser.add_argument("--from", dest="source", type=Path, metavar="FILE", help="throughput: transactions of a file")
+    parser.add_argument(
+        "--from", dest="source", type=Path, metavar="FILE", help="throughput, peers: transactions of a file"
+    )
     parser.add_argument("--labels", type=Path, metavar="FILE", help="throughput: the labels of --from")
     parser.add_argument(
         "--delivery",
@@ -106,17 +109,19 @@ def _notify(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _throughput(args: argparse.Namespace) -> dict[str, Any]:
+def _workload(args: argparse.Namespace) -> Any:
     workload = _module("workload")
     if args.source is None:
-        events = workload.simulated(args.events or _EVENTS)
-    elif args.labels is None:
+        return workload.simulated(args.events or _EVENTS)
+    if args.labels is None:
         raise ConfigError("--from: give --labels too, so that the risks are those of the data")
-    else:
-        events = workload.from_files(args.source, args.labels, args.events or _EVENTS)
+    return workload.from_files(args.source, args.labels, args.events or _EVENTS)
+
+
+def _throughput(args: argparse.Namespace) -> dict[str, Any]:
     measure: Callable[..., dict[str, Any]] = _module("throughput").run
     return measure(
-        events,
+        _workload(args),
         plain_events=args.plain_events,
         rounds=args.rounds,
         delivery=args.delivery,
@@ -124,6 +129,20 @@ def _throughput(args: argparse.Namespace) -> dict[str, Any]:
         plain=args.plain_events > 0,
         notify=_notify,
     )
+
+
+def _peers(args: argparse.Namespace) -> dict[str, Any]:
+    measure: Callable[..., dict[str, Any]] = _module("peers").run
+    return measure(_workload(args), peer_events=args.plain_events, notify=_notify)
+
+
+def _peers_table(figures: dict[str, Any]) -> list[str]:
+    lines = [
+        f"{row['peer']:<12} {row['events_per_s']:>9,} events/s on one core, {row['us_cpu_per_event']:8.2f} us of CPU "
+        f"each, ratio {row['ratio']:7.2f}   scores: {row['equality'] or 'all others are compared with these'}"
+        for row in figures["results"]
+    ]
+    return [*lines, "the windows alone, offline:", *_rows_table(figures["offline"])]
 
 
 def _latency(args: argparse.Namespace) -> dict[str, Any]:
@@ -294,6 +313,7 @@ def _recommend_table(figures: dict[str, Any]) -> list[str]:
 _MEASURES = {
     "throughput": _throughput,
     "latency": _latency,
+    "peers": _peers,
     "predictor": _predictor,
     "features": _features,
     "sets": _sets,
@@ -305,6 +325,7 @@ _MEASURES = {
 _TABLES = {
     "throughput": _throughput_table,
     "latency": _latency_table,
+    "peers": _peers_table,
     "predictor": _predictor_table,
     "features": _features_table,
     "sets": _sets_table,

@@ -50,6 +50,16 @@ def test_beside_plain_faust(workload: Workload, capsys: pytest.CaptureFixture[st
     assert "headrace" in table[0] and "ratio" in table[-1]
 
 
+@pytest.mark.kafka
+def test_a_loop_by_hand_says_the_same(folder: Path, workload: Workload) -> None:
+    few = workload.head(400)
+    measured = throughput.measure_app("python_loop", few, folder / "model.txt", Cores(None, ()))
+    features = expected(few)
+    raw, score = Registry(folder / "models").get("champion").score(features)
+    # LightGBM's own prediction, and a plain exp: the last bits may differ
+    assert np.allclose(measured.scores.values, np.column_stack([score, raw, features]), rtol=1e-12, atol=1e-12)
+
+
 def test_head_keeps_the_labels_of_its_transactions(workload: Workload) -> None:
     few = workload.head(10)
     assert len(few.transactions) == 10 and sorted(map(int, few.labels.keys)) == list(range(10))

@@ -277,6 +277,7 @@ class Tail:
         self.by_source: dict[bytes, Out] = {}
         #: records whose source came before, and how many of these were other bytes
         self.repeated = self.contradicting = 0
+        self._seen: set[tuple[int, int]] = set()
         self._consumer = log.consumer(f"tail-{uuid.uuid4().hex}")
         self._consumer.subscribe([topic], FromStart(self._consumer))
 
@@ -285,6 +286,9 @@ class Tail:
             for i in range(len(batch)):
                 headers = batch.headers(i)
                 place = (batch.tp.partition, batch.offsets[i])
+                if place in self._seen:  # the reader lost its partitions, and begins anew with them
+                    continue
+                self._seen.add(place)
                 out = Out(batch.keys[i], batch.values[i], dict(headers), headers, *place)
                 self.records.append(out)
                 first = self.by_source.setdefault(out.headers["source"], out)
