@@ -30,7 +30,6 @@ import logging
 from dataclasses import dataclass
 from typing import Protocol
 
-import lightgbm
 import numpy as np
 
 from features.block import FloatArray, IntArray
@@ -126,12 +125,14 @@ class TreeExplainer:
 def explainer_of(model_text: str) -> Explainer | None:
     """What explains this model: the kernel, if it agrees with LightGBM on a few golden rows, else LightGBM itself, said
     in the log; None, said too, for a model whose scores LightGBM does not explain."""
+    from lightgbm.basic import LightGBMError
+
     model = parse(model_text)
     oracle = LightGBMExplainer(model_text)
     x = golden.inputs(model, rows=_CHECK_ROWS)
     try:
         expected = oracle.contributions(x)
-    except lightgbm.basic.LightGBMError as error:
+    except LightGBMError as error:
         logger.warning("no reasons: LightGBM does not explain this model (%s)", error)
         return None
     raw = np.asarray(LightGBMPredictor(model_text).predict_raw(x))

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import lightgbm
 import numpy as np
 import numpy.typing as npt
 
 from features.block import FloatArray, IntArray
 from models.errors import ModelError
+
+if TYPE_CHECKING:
+    import lightgbm
 
 __all__ = [
     "CATEGORICAL",
@@ -89,6 +92,8 @@ def load_booster(model_text: str) -> lightgbm.Booster:
     LightGBM ends the process on some damaged texts, so they are checked before it sees them, and it is made to read
     the trees one after another (without ``tree_sizes`` it does), since it cannot report errors from its threads.
     """
+    import lightgbm  # with scikit-learn behind it this takes a second, which a worker without a model need not wait
+
     _check(model_text)
     try:
         return lightgbm.Booster(model_str=re.sub(r"^tree_sizes=.*\n", "", model_text, count=1, flags=re.MULTILINE))

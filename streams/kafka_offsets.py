@@ -49,14 +49,14 @@ class Offsets:
             client = self._reach()
             asked = [_ask(client, [tp], spec, self._isolation) for spec in (_EARLIEST, _LATEST)]
             try:
-                low, high = (future.result(_GIVE_UP_S).offset for futures in asked for future in futures.values())
+                low, high = (_known(future.result(_GIVE_UP_S)) for futures in asked for future in futures.values())
             except TimeoutError as exc:
                 self._leave(client)
                 raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "no answer")) from exc
             except KafkaException:
                 self._leave(client)
                 raise
-            return int(low), int(high)
+            return low, high
 
         return retry(ask, f"ask the end of {tp.topic}/{tp.partition}", self._watch)
 
@@ -74,7 +74,7 @@ class Offsets:
                 self._leave(client)
                 raise LogUnavailable(f"no answer in {_GIVE_UP_S:.0f} s")
             try:
-                return {tp: int(future.result().offset) for tp, future in asked.items()}
+                return {tp: _known(future.result()) for tp, future in asked.items()}
             except KafkaException as exc:
                 self._leave(client)
                 raise LogUnavailable(exc.args[0].str()) from exc
@@ -104,6 +104,13 @@ class Offsets:
         """One that lost its brokers might not find back."""
         if self._client is client:
             self._client = None
+
+
+def _known(result: ListOffsetsResultInfo) -> int:
+    """The offset; an answer without one, as of a broker that has just started, is none."""
+    if result.offset < 0:
+        raise KafkaException(KafkaError(KafkaError.LEADER_NOT_AVAILABLE, f"offset {result.offset} in the answer"))
+    return int(result.offset)
 
 
 def _ask(
