@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 # Locked versions by hash, wheels only: nothing is compiled here. Bytecode is written when a module is first used.
 INSTALL := $(PIP) install --quiet --no-deps --require-hashes --only-binary :all: --no-compile
+# Two at a time, whole files: half of the tests wait for a broker. ARGS="-n 0" runs one after the other.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 .DELETE_ON_ERROR:
 
@@ -19,14 +21,14 @@ demo: install ## one minute of live scoring; ARGS="--seconds 20 --json"
 	@$(BIN)/headrace demo $(ARGS)
 
 test: dev ## all tests; ARGS="-k broker"
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(PYTEST) $(ARGS)
 
 check: dev ## what CI runs: format, lint, types, import contracts, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 format: dev ## format, and mend what the linter can
 	$(BIN)/ruff format .

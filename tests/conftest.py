@@ -17,6 +17,12 @@ NO_KAFKA = kafka_available()
 os.environ["HEADRACE_CHECKPOINTS"] = "none"
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long files first, so that at the end no process of tests waits for another."""
+    items.sort(key=lambda item: "kafka" not in item.path.parts)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Tests marked `kafka` start a broker of their own: skipped where that cannot be, with the reason."""
     if item.get_closest_marker("kafka") and NO_KAFKA:

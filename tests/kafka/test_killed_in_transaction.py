@@ -23,7 +23,12 @@ pytestmark = [pytest.mark.kafka, pytest.mark.timeout(420)]
 N = 6_000
 STREAM = stream(N)
 PARTITIONS = 2
-EXACTLY_ONCE = 'delivery = "exactly_once"\n' + QUICK
+#: who waits for a client that lost its transaction waits as long as a transaction may take
+EXACTLY_ONCE = f"""delivery = "exactly_once"
+{QUICK}
+producer.transaction.timeout.ms = 6000
+producer.message.timeout.ms = 6000
+"""
 #: Kafka's number of the request that ends a transaction
 END_TXN = 26
 #: the broker answers when the end is decided, and writes it to the partitions then
