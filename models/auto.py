@@ -13,6 +13,8 @@ from features.block import FloatArray
 from models import golden
 from models.compiled import CompiledPredictor
 from models.errors import ModelError, UnsupportedModelError
+from models.forest import Forest
+from models.forestfile import read_forest
 from models.lightgbm import LightGBMPredictor
 from models.modeltext import ModelText, parse
 from models.predictor import Predictor, as_matrix
@@ -60,13 +62,17 @@ class AutoPredictor:
             predictor.warm()
 
 
-def choose(model_text: str, golden_batch: tuple[FloatArray, FloatArray] | None = None) -> Choice:
+def choose(
+    model_text: str, golden_batch: tuple[FloatArray, FloatArray] | None = None, forest_file: bytes | None = None
+) -> Choice:
     """The predictor for a model text.
 
     ``golden_batch`` = (inputs (n, d), their raw scores (n,)); by default made from the model. ModelError
     when LightGBM itself does not match it: then nothing can be trusted to score this model.
+    ``forest_file``: the model as it was flattened when it was packaged, see `models.forestfile`; else it is flattened.
     """
     model = parse(model_text)
+    forest = None if forest_file is None else read_forest(forest_file, model)
     oracle = LightGBMPredictor(model_text)
     x, expected = golden_batch or (golden.inputs(model), None)
     raw = oracle.predict_raw(as_matrix(x, oracle.n_features))
@@ -76,14 +82,14 @@ def choose(model_text: str, golden_batch: tuple[FloatArray, FloatArray] | None =
             f"golden batch: LightGBM gives other raw scores than the package for {wrong} of {len(raw)} rows; "
             "the package was made with another LightGBM or machine: package the model again"
         )
-    compiled, refusal = _compiled(model, x, raw)
+    compiled, refusal = _compiled(forest or model, x, raw)
     if compiled is None:
         oracle.warm()
         return Choice(oracle, f"lightgbm: {refusal}", {})
     return _fastest(oracle, compiled, x)
 
 
-def _compiled(model: ModelText, x: FloatArray, raw: FloatArray) -> tuple[CompiledPredictor | None, str]:
+def _compiled(model: ModelText | Forest, x: FloatArray, raw: FloatArray) -> tuple[CompiledPredictor | None, str]:
     """The compiled predictor if it reproduces ``raw`` by each of its kernels, else why not."""
     try:
         compiled = CompiledPredictor(model)

@@ -13,9 +13,11 @@ from scipy.special import expit
 from features.block import FloatArray
 from models.errors import PackageError
 
-__all__ = ["Calibration", "default_calibration", "fit_isotonic", "fit_platt"]
+__all__ = ["Calibration", "CalibrationMethod", "default_calibration", "fit_calibration", "fit_isotonic", "fit_platt"]
 
 Kind = Literal["identity", "platt", "isotonic"]
+#: how a binary model is calibrated; ``none``: as LightGBM itself makes probabilities
+CalibrationMethod = Literal["platt", "isotonic", "none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,13 @@ def default_calibration(objective: str) -> Calibration:
         settings = dict(word.split(":", 1) for word in words[1:] if ":" in word)
         return Calibration("platt", a=float(settings.get("sigmoid", "1")))
     return Calibration("identity")
+
+
+def fit_calibration(method: CalibrationMethod, raw: FloatArray, y: npt.ArrayLike) -> Calibration:
+    """The map of a binary model's raw scores (n,) to probabilities, by rows that it was not trained on."""
+    if method == "none":
+        return default_calibration("binary")
+    return fit_platt(raw, y) if method == "platt" else fit_isotonic(raw, y)
 
 
 def fit_platt(raw: FloatArray, y: npt.ArrayLike, version: int = 1) -> Calibration:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from features.block import BoolArray, FloatArray, IntArray
 from models.errors import ModelError
+from models.metrics import Ranked
 
 __all__ = ["Difference", "Evidence", "average_precision", "paired_evidence"]
 
@@ -128,7 +129,7 @@ def _ranking(
     resamples: int,
     rng: np.random.Generator,
 ) -> Difference:
-    ranked = [_Ranked(y, score) for score in scores]
+    ranked = [Ranked(y, score) for score in scores]
     ones = np.ones(len(y))
     first, second = (one.average_precision(ones) for one in ranked)
     gains = np.empty(resamples)
@@ -140,17 +141,7 @@ def _ranking(
     return Difference(first, second, second - first, float(low), float(high))
 
 
-class _Ranked:
-    """Rows by falling score, for many weightings of them."""
-
-    def __init__(self, y: FloatArray, score: FloatArray) -> None:
-        self._order = np.argsort(-score, kind="stable")
-        self._y = y[self._order]
-        ranked = score[self._order]
-        #: the last row of each score
-        self._ends = np.append(np.flatnonzero(ranked[1:] != ranked[:-1]), len(ranked) - 1)
-
-    def average_precision(self, weight: FloatArray) -> float:
+def average_precision(self, weight: FloatArray) -> float:
         """Sum over scores of the gain in recall times the precision there; NaN without a fraud of any weight."""
         w = weight[self._order]
         found = np.cumsum(w * self._y)[self._ends]
@@ -164,4 +155,4 @@ class _Ranked:
 def average_precision(y: npt.ArrayLike, score: FloatArray, weight: FloatArray | None = None) -> float:
     """Average precision of weighted rows, tied scores taken together, all arrays (n,)."""
     labels = np.asarray(y).astype(np.float64)
-    return _Ranked(labels, score).average_precision(np.ones(len(labels)) if weight is None else weight)
+    return Ranked(labels, score).average_precision(np.ones(len(labels)) if weight is None else weight)

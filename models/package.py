@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version as library_version
 from io import BytesIO
@@ -16,10 +17,14 @@ from zipfile import BadZipFile
 import numpy as np
 
 from features.block import FloatArray, IntArray
+from features.featureset import FeatureSet
 from models import golden
 from models.auto import Choice, choose
 from models.calibrate import Calibration, default_calibration
-from models.errors import ModelError, PackageError
+from models.conformal import Conformal
+from models.errors import ModelError, PackageError, UnsupportedModelError
+from models.forest import flatten
+from models.forestfile import write_forest
 from models.lightgbm import LightGBMPredictor
 from models.modeltext import parse
 from models.predictor import ColumnSelect, Predictor
@@ -29,6 +34,7 @@ __all__ = [
     "Draft",
     "LoadedModel",
     "Manifest",
+    "category_codes",
     "load_package",
     "package_from_text",
     "read_manifest",
@@ -37,6 +43,8 @@ __all__ = [
 
 FORMAT_VERSION = 1
 _LIBRARIES = ("lightgbm", "numba", "numpy")
+#: fields of a manifest that came after the first packages
+_LATER = ("evaluation", "conformal", "reference", "categories")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +63,19 @@ class Draft:
     calibration: Calibration | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    evaluation: Mapping[str, Any] = field(default_factory=dict)
+    conformal: Mapping[str, Any] = field(default_factory=dict)
+    reference: Mapping[str, Any] = field(default_factory=dict)
+    categories: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """manifest.json. ``sha256`` maps each other file of the package to its digest."""
+    """manifest.json. ``sha256`` maps each other file of the package to its digest.
+
+    ``evaluation``, ``conformal``, ``reference``: see `models.train.Trained`; ``categories``: the codes of each feature
+    that is a category, by value. All four are empty where a package does not say, as those made before them.
+    """
 
     name: str
     version: int
@@ -72,6 +88,10 @@ class Manifest:
     metrics: Mapping[str, Any]
     libraries: Mapping[str, str]
     created_at: str
+    evaluation: Mapping[str, Any] = field(default_factory=dict)
+    conformal: Mapping[str, Any] = field(default_factory=dict)
+    reference: Mapping[str, Any] = field(default_factory=dict)
+    categories: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
     @property
@@ -97,6 +117,8 @@ class LoadedModel:
     column_index: IntArray
     #: LightGBM's text of the model
     model_text: str = field(repr=False)
+    #: which labels a raw score leaves possible, None where the package does not say
+    conformal: Conformal | None = None
 
     def score(self, x: FloatArray) -> tuple[FloatArray, FloatArray]:
         """(raw scores (n,), probabilities (n,)) of ``x`` (n, expected features)."""
@@ -141,10 +163,16 @@ def column_index(model_features: Sequence[str], matrix_features: Sequence[str]) 
     return np.array([place[name] for name in model_features], dtype=np.int64)
 
 
+def category_codes(features: FeatureSet) -> dict[str, dict[str, int]]:
+    """The codes of each feature of the set that is a category, by value."""
+    return {f.name: dict(f.codes) for f in features.row_features if f.operation == "category"}
+
+
 def write_files(directory: Path, draft: Draft, version: int) -> Manifest:
     """Write the package into the empty ``directory``, synced to disk, the manifest last.
 
-    The caller makes it visible by renaming the directory (`Registry.add`).
+    The model is flattened here, once; a model that the kernels do not take has no forest.npz. The caller makes the
+    package visible by renaming the directory (`Registry.add`).
     """
     model = parse(draft.model_text)
     if draft.features != model.feature_names:
@@ -154,15 +182,17 @@ def write_files(directory: Path, draft: Draft, version: int) -> Manifest:
         )
     oracle = LightGBMPredictor(draft.model_text)
     x = golden.inputs(model)
-    _write(directory / "model.txt", draft.model_text.encode("utf-8"))
-    with (directory / "golden.npz").open("wb") as file:
-        np.savez(file, x=x, raw=oracle.predict_raw(x))
-        file.flush()
-        os.fsync(file.fileno())
+    batch = BytesIO()
+    np.savez(batch, x=x, raw=oracle.predict_raw(x))
+    contents = {"model.txt": draft.model_text.encode("utf-8"), "golden.npz": batch.getvalue()}
+    with suppress(UnsupportedModelError):
+        contents["forest.npz"] = write_forest(flatten(model))
+    for name, content in contents.items():
+        _write(directory / name, content)
     manifest = Manifest(
         name=draft.name,
         version=version,
-        sha256={name: _sha256((directory / name).read_bytes()) for name in ("model.txt", "golden.npz")},
+        sha256={name: _sha256(content) for name, content in contents.items()},
         schema_hash=draft.schema_hash,
         features=model.feature_names,
         objective=model.objective,
@@ -171,6 +201,10 @@ def write_files(directory: Path, draft: Draft, version: int) -> Manifest:
         metrics=draft.metrics,
         libraries={name: library_version(name) for name in _LIBRARIES},
         created_at=draft.created_at,
+        evaluation=draft.evaluation,
+        conformal=draft.conformal,
+        reference=draft.reference,
+        categories=draft.categories,
     )
     _write(directory / "manifest.json", json.dumps(manifest.to_json(), indent=1).encode("utf-8"))
     return manifest
@@ -187,7 +221,11 @@ def read_manifest(directory: Path) -> Manifest:
                 f"{path} format_version: the package has {found}, this headrace reads {FORMAT_VERSION}; "
                 "package the model again (`headrace models add`) or use the headrace that wrote it"
             )
-        known = {name: data[name] for name in Manifest.__dataclass_fields__}
+        known = {name: data[name] for name in Manifest.__dataclass_fields__ if name not in _LATER}
+        for name in _LATER:
+            known[name] = data.get(name, {})
+            if not isinstance(known[name], dict):
+                raise TypeError(f"{name} is no object")
         return Manifest(
             **known | {"features": tuple(data["features"]), "calibration": Calibration.from_json(data["calibration"])}
         )
@@ -196,19 +234,26 @@ def read_manifest(directory: Path) -> Manifest:
 
 
 def load_package(
-    directory: str | os.PathLike[str], features: Sequence[str] | None = None, schema_hash: str | None = None
+    directory: str | os.PathLike[str],
+    features: Sequence[str] | None = None,
+    schema_hash: str | None = None,
+    categories: Mapping[str, Mapping[str, int]] | None = None,
 ) -> LoadedModel:
     """Load a package and prove it right.
 
-    1. Manifest: its format version, and its ``schema_hash`` against the expected one (either may be unknown).
+    1. Manifest: its format version, its ``categories`` and its ``schema_hash`` against the expected ones (either side
+       may be unknown).
     2. The sha256 of every file.
     3. The model's features among ``features``, the columns of the matrices to be scored (default: the model's own).
-    4. The golden batch, scored by the chosen predictor, bit for bit.
+    4. The golden batch, scored by the chosen predictor, bit for bit; the compiled one takes the flattened forest of the
+       package, where it has one that these kernels read.
 
     Raises PackageError at the first that fails, naming both sides and the remedy.
     """
     directory = Path(directory)
     manifest = read_manifest(directory)
+    if categories and manifest.categories:
+        _check_categories(directory, manifest.categories, categories)
     if schema_hash and manifest.schema_hash and schema_hash != manifest.schema_hash:
         raise PackageError(
             f"{directory} schema_hash: the package was made for {manifest.schema_hash}, the running feature set is "
@@ -220,15 +265,39 @@ def load_package(
         text = contents["model.txt"].decode("utf-8")
         with np.load(BytesIO(contents["golden.npz"]), allow_pickle=False) as arrays:
             x, raw = np.ascontiguousarray(arrays["x"], np.float64), np.asarray(arrays["raw"], np.float64)
-        choice = choose(text, (x, raw))
-    except PackageError:
-        raise
+        choice = choose(text, (x, raw), contents.get("forest.npz"))
+        conformal = Conformal.from_json(manifest.conformal) if manifest.conformal else None
+    except PackageError as error:
+        raise PackageError(f"{directory}: {error}") from error
     except (KeyError, ValueError, OSError, BadZipFile, ModelError) as error:
-        raise PackageError(f"{directory}: the model cannot be used ({error}); package it again") from error
+        raise PackageError(
+            f"{directory}: the model cannot be used ({error}); package it again{_other_libraries(manifest)}"
+        ) from error
     predictor: Predictor = choice.predictor
     if features is not None and tuple(features) != manifest.features:
         predictor = ColumnSelect(predictor, index, len(features))
-    return LoadedModel(manifest, predictor, manifest.calibration, choice, index, text)
+    return LoadedModel(manifest, predictor, manifest.calibration, choice, index, text, conformal)
+
+
+def _check_categories(
+    directory: Path, mine: Mapping[str, Mapping[str, int]], running: Mapping[str, Mapping[str, int]]
+) -> None:
+    """PackageError, naming the first value that differs: codes are not those that the model was trained on."""
+    for feature, codes in mine.items():
+        for value in sorted({*codes, *running.get(feature, {})}):
+            here, there = codes.get(value), running.get(feature, {}).get(value)
+            if here != there:
+                raise PackageError(
+                    f"{directory} categories of {feature}: {value!r} has the code {here} in the package, {there} in "
+                    "the running feature set; run the codes that the model was trained on, or train again"
+                )
+
+
+def _other_libraries(manifest: Manifest) -> str:
+    """In words, which libraries are not those that the package was made with."""
+    running = {name: library_version(name) for name in _LIBRARIES}
+    others = [f"{n} {v} (here {running[n]})" for n, v in manifest.libraries.items() if running.get(n, v) != v]
+    return f"; it was made with {', '.join(others)}" if others else ""
 
 
 def _verified(path: Path, expected: str) -> bytes:

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -187,9 +187,15 @@ class Registry:
             "use an alias that is set or name@version, or add one with `headrace models add`"
         )
 
-    def get(self, reference: str, features: Sequence[str] | None = None, schema_hash: str | None = None) -> LoadedModel:
+    def get(
+        self,
+        reference: str,
+        features: Sequence[str] | None = None,
+        schema_hash: str | None = None,
+        categories: Mapping[str, Mapping[str, int]] | None = None,
+    ) -> LoadedModel:
         """Load and verify a package, see `load_package`."""
-        return load_package(self.resolve(reference), features, schema_hash)
+        return load_package(self.resolve(reference), features, schema_hash, categories)
 
     def fingerprint(self, reference: str) -> str:
         """The sha256 of a package's manifest, which has those of its files; ModelError as of `resolve`."""
@@ -199,12 +205,12 @@ class Registry:
         except OSError as error:
             raise ModelError(f"{path}: cannot be read ({error}); package the model again") from error
 
-    def set_alias(self, alias: str, reference: str) -> str:
+    def set_alias(self, alias: str, reference: str, reason: str = "") -> str:
         """Point ``alias`` at a package; returns its "name@version". A shadow or canary that becomes champion ends."""
         _check_alias(alias)
         with self._locked():
             label = read_manifest(self.resolve(reference)).label
-            self._point("promote" if alias == "champion" else alias, alias, label)
+            self._point("promote" if alias == "champion" else alias, alias, label, reason=reason)
         return label
 
     def set_canary(self, reference: str, share: float) -> str:

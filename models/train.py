@@ -2,84 +2,114 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
 
-import lightgbm
 import numpy as np
 import numpy.typing as npt
 
 from features.block import BoolArray, FloatArray, IntArray
-from models.calibrate import Calibration, fit_platt
+from models.boosting import FRAUD_PARAMS, FRAUD_ROUNDS, Rows, Settings, Steps, fit
+from models.budget import LEAF_PARTS, cut_to, shrink
+from models.calibrate import Calibration, CalibrationMethod, fit_calibration
+from models.conformal import coverage, fit_conformal
 from models.errors import ModelError
+from models.folds import DAY_MS, Folds, Split
+from models.histogram import reference
+from models.intervals import metric_intervals
 from models.lightgbm import LightGBMPredictor
-from models.metrics import evaluate, not_known_before
+from models.metrics import calibration_table, evaluate, not_known_before
 from models.package import Draft
+from models.search import search
 
-__all__ = ["DAY_MS", "FRAUD_PARAMS", "Split", "Trained", "train_fraud"]
-
-DAY_MS = 86_400_000
-
-#: Settings of the published comparison on the card-fraud data; fixed, so that two trainings give the same model.
-FRAUD_PARAMS: dict[str, Any] = {
-    "objective": "binary",
-    "learning_rate": 0.03,
-    "num_leaves": 15,
-    "max_bin": 1023,
-    "min_child_samples": 50,
-    "deterministic": True,
-    "force_row_wise": True,
-    "seed": 1,
-    "verbosity": -1,
-}
-FRAUD_ROUNDS = 200
+__all__ = ["DAY_MS", "Recipe", "Split", "Tested", "Trained", "train_fraud"]
 
 
 @dataclass(frozen=True, slots=True)
-class Split:
-    """Event times in ms since the epoch, UTC, ends excluded: rows in [train_from, train_to) and [test_from, test_to).
+class Recipe:
+    """How to train; ModelError where a value cannot be.
 
-    ``label_delay_ms``: a row's label is known that long after its event, so the test may begin at
-    ``train_to + label_delay_ms`` at the earliest: ModelError otherwise. Test rows of cards with a fraud known by
-    their day, counted from ``known_from`` (default: train_from, the protocol's), are left out; trainings of
-    different length are compared with one ``known_from``.
+    ``calibration_share``: the last part of the training range is the calibration's fold, and as much before it is the
+    validation's where ``search`` or ``budget_us`` need one. ``class_weight``: how many legitimate rows a fraud counts
+    for, "balanced": so many that both classes weigh the same. ``search``: trials, see `models.search.search`;
+    ``budget_us``: microseconds per row at most, see `models.budget.shrink`. ``alpha``: see `models.conformal`.
+    ``resamples``: of the bootstrap of the metrics, 0: no intervals. ``seed``: of search and bootstrap.
     """
 
-    train_from: int
-    train_to: int
-    test_from: int
-    test_to: int
-    label_delay_ms: int = 7 * DAY_MS
-    known_from: int | None = None
+    calibration: CalibrationMethod = "platt"
+    calibration_share: float = 0.25
+    class_weight: float | Literal["balanced"] = 1.0
+    search: int = 0
+    budget_us: float | None = None
+    alpha: float = 0.1
+    resamples: int = 0
+    seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.train_from < self.train_to:
-            raise ModelError(f"train range: ends at {self.train_to}, not after its begin {self.train_from}; swap them")
-        if not self.test_from < self.test_to:
-            raise ModelError(f"test range: ends at {self.test_to}, not after its begin {self.test_from}; swap them")
-        if self.test_from < self.train_to + self.label_delay_ms:
-            raise ModelError(
-                f"test range: begins at {self.test_from}, before the labels of the training range are known at "
-                f"{self.train_to + self.label_delay_ms} (its end + the delay); begin the test then, or train on less"
-            )
+        weight = self.class_weight
+        wrong = {
+            f"calibration: {self.calibration!r} is unknown; use one of {', '.join(get_args(CalibrationMethod))}": (
+                self.calibration not in get_args(CalibrationMethod)
+            ),
+            f"calibration share: {self.calibration_share} is not above 0 and at most 0.4; give 0.25": (
+                not 0.0 < self.calibration_share <= 0.4
+            ),
+            f"class weight: {weight!r} is neither above 0 nor balanced; give one of them": (
+                weight != "balanced" if isinstance(weight, str) else not 0.0 < weight < float("inf")
+            ),
+            f"search: {self.search} trials; give 0 or more": self.search < 0,
+            f"budget: {self.budget_us} us; give more than 0": self.budget_us is not None and not self.budget_us > 0.0,
+        }
+        for text, is_wrong in wrong.items():
+            if is_wrong:
+                raise ModelError(text)
 
-    def to_json(self) -> dict[str, int | None]:
-        """Plain data for a manifest."""
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+    @property
+    def trainings(self) -> int:
+        """How many models are trained."""
+        budget = 0 if self.budget_us is None else 1 + 2 * len(LEAF_PARTS)
+        return 2 + (self.search + 1 if self.search else 0) + budget
+
+
+@dataclass(frozen=True, slots=True)
+class Tested:
+    """The test range as it was measured: ``x`` (n, d), all others (n,), ``y`` bool, ``day`` since the epoch."""
+
+    x: FloatArray
+    raw: FloatArray
+    probability: FloatArray
+    y: BoolArray
+    day: IntArray
+    card: IntArray
 
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """A trained model: LightGBM's text, its calibration, the test metrics and what it was trained on."""
+    """A trained model: LightGBM's text, its calibration, the test metrics and what it was trained on.
+
+    ``evaluation``: ``intervals`` of the metrics (`metric_intervals`; absent without resamples) and the
+    ``calibration_table``. ``conformal``: `Conformal.to_json` with what is ``measured`` on the test range.
+    ``reference``: `models.histogram.reference` of the test range's rows, which the model was not trained on.
+    """
 
     model_text: str
     features: tuple[str, ...]
     calibration: Calibration
     metrics: dict[str, float]
     training: dict[str, Any]
+    evaluation: dict[str, Any]
+    conformal: dict[str, Any]
+    reference: dict[str, Any]
+    tested: Tested = field(repr=False)
 
-    def draft(self, name: str, schema_hash: str, created_at: str) -> Draft:
+    def draft(
+        self,
+        name: str,
+        schema_hash: str,
+        created_at: str,
+        categories: Mapping[str, Mapping[str, int]] | None = None,
+    ) -> Draft:
         """As a package, see `models.registry.Registry.add`."""
         return Draft(
             name=name,
@@ -90,6 +120,10 @@ class Trained:
             calibration=self.calibration,
             training=self.training,
             metrics=self.metrics,
+            evaluation=self.evaluation,
+            conformal=self.conformal,
+            reference=self.reference,
+            categories=categories or {},
         )
 
 
@@ -100,74 +134,135 @@ def train_fraud(
     card: IntArray,
     features: Sequence[str],
     split: Split,
+    recipe: Recipe | None = None,
     *,
-    calibration_share: float = 0.25,
+    categorical: Sequence[str] = (),
     num_threads: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Trained:
     """Train on the rows of ``split``'s training range, calibrate, and measure on its test range.
 
-    ``x`` (n, d) float64 with the d ``features``, ``y`` (n,) 0/1, ``card`` (n,) integers that identify cards (for
-    card precision). Rows in any order of time.
+    ``x`` (n, d) float64 with the d ``features``, those in ``categorical`` category codes; ``y`` (n,) 0/1, ``card`` (n,)
+    integers that identify cards (for card precision). Rows in any order of time.
 
-    The calibration's fold is the last ``calibration_share`` of the training range: a first model, trained on the rows
-    before it, scores it, and Platt's map is fitted to these scores. The model returned is then trained on the whole
-    range; it has seen more rows than the one calibrated, which the test's Brier score and log loss include.
+    1. With a search or a budget, settings are chosen on the validation fold, see `models.folds.Folds`.
+    2. A first model, trained on the rows before the calibration's fold, scores it; calibration and conformal thresholds
+       are fitted to these scores.
+    3. The model returned is trained on the whole range, and cut to the budget. It has seen more rows than the one
+       calibrated, which the test's Brier score, log loss and coverage include.
+    4. The test range is measured once. Nothing is chosen by it.
+
     ``progress(done, all)`` is called after each boosting round. ``num_threads`` changes nothing but the time.
     """
+    recipe = recipe or Recipe()
     labels = np.asarray(y).astype(np.int8)
-    train = (event_time_ms >= split.train_from) & (event_time_ms < split.train_to)
-    test = (event_time_ms >= split.test_from) & (event_time_ms < split.test_to)
-    fold_from = int(np.ceil(split.train_to - calibration_share * (split.train_to - split.train_from)))
-    fold = train & (event_time_ms >= fold_from)
-    for name, rows in (("train", train & ~fold), ("calibration", fold), ("test", test)):
-        frauds = int(labels[rows].sum())
-        if frauds == 0 or frauds == int(rows.sum()):
-            raise ModelError(f"{name} range: {int(rows.sum())} rows, {frauds} frauds; both classes needed, widen it")
+    validate = recipe.search > 0 or recipe.budget_us is not None
+    folds = Folds.of(event_time_ms, labels, split, recipe.calibration_share, validate)
+    data = Rows(x, labels, tuple(features), tuple(categorical))
+    steps = Steps(progress, recipe.trainings)
+    settings, chosen = _settings(data, folds, card, recipe, num_threads, steps)
 
-    step = _Progress(progress, 2 * FRAUD_ROUNDS)
-    first = _fit(x, labels, train & ~fold, features, num_threads, step)
-    calibration = fit_platt(LightGBMPredictor(first).predict_raw(np.ascontiguousarray(x[fold])), labels[fold])
-    text = _fit(x, labels, train, features, num_threads, step)
+    first = fit(data, folds.train & ~folds.calibration, settings, num_threads, steps)
+    raw = LightGBMPredictor(first.text).predict_raw(data.matrix(folds.calibration))
+    calibration = fit_calibration(recipe.calibration, raw, labels[folds.calibration])
+    conformal = fit_conformal(raw, labels[folds.calibration], recipe.alpha)
+    text = fit(data, folds.train, settings, num_threads, steps).text
+    if recipe.budget_us is not None:
+        text, cost = cut_to(text, recipe.budget_us, data.matrix(folds.train))
+        chosen["budget"]["us_per_row"] = cost
 
-    raw = LightGBMPredictor(text, num_threads).predict_raw(np.ascontiguousarray(x[test]))
+    all_raw = LightGBMPredictor(text, num_threads).predict_raw(data.matrix(folds.test))
+    measured = _known_out(split, event_time_ms, card, labels)[folds.test]
+    rows = np.flatnonzero(folds.test)[measured]
+    tested = Tested(
+        x=x[rows],
+        raw=all_raw[measured],
+        probability=calibration.apply(all_raw[measured]),
+        y=labels[rows] == 1,
+        day=event_time_ms[rows] // DAY_MS,
+        card=card[rows],
+    )
+    training = split.to_json() | {
+        "rows": int(folds.train.sum()),
+        "frauds": int(labels[folds.train].sum()),
+        "validation_from": folds.validation_from,
+        "calibration_from": folds.calibration_from,
+        "rounds": settings.rounds,
+        "params": dict(settings.params),
+        **chosen,
+    }
+    return Trained(
+        model_text=text,
+        features=tuple(features),
+        calibration=calibration,
+        metrics=evaluate(tested.raw, tested.probability, tested.y, tested.day, tested.card),
+        training=training,
+        evaluation=_evaluation(tested, recipe),
+        conformal=conformal.to_json() | {"measured": coverage(conformal, tested.raw, tested.y)},
+        reference=reference(data.matrix(folds.test), features, calibration.apply(all_raw)),
+        tested=tested,
+    )
+
+
+def _settings(
+    data: Rows, folds: Folds, card: IntArray, recipe: Recipe, num_threads: int, steps: Steps
+) -> tuple[Settings, dict[str, Any]]:
+    """The settings to train with, and how they were found, as plain data."""
+    settings, found = Settings(FRAUD_PARAMS, FRAUD_ROUNDS), {}
+    if recipe.class_weight != 1.0:
+        before = data.y[folds.train & ~folds.calibration]
+        weight = recipe.class_weight
+        ratio = float(np.sum(before == 0) / np.sum(before == 1)) if isinstance(weight, str) else weight
+        settings = settings.changed(scale_pos_weight=ratio)
+    if recipe.search:
+        assert folds.validation is not None
+        searched = search(
+            data,
+            folds.fit,
+            folds.validation,
+            card,
+            settings,
+            trials=recipe.search,
+            seed=recipe.seed,
+            num_threads=num_threads,
+            steps=steps,
+        )
+        settings, found["search"] = searched.settings, searched.summary
+    if recipe.budget_us is not None:
+        assert folds.validation is not None
+        shrunk = shrink(
+            data,
+            folds.fit,
+            folds.validation,
+            card,
+            settings,
+            recipe.budget_us,
+            num_threads=num_threads,
+            steps=steps,
+        )
+        settings, found["budget"] = shrunk.settings, shrunk.summary
+    return settings, found
+
+
+def _known_out(split: Split, event_time_ms: IntArray, card: IntArray, labels: npt.NDArray[np.int8]) -> BoolArray:
+    """(n,) rows that the protocol measures: those of cards without a fraud known by their day."""
     since = event_time_ms >= (split.train_from if split.known_from is None else split.known_from)
     day = event_time_ms // DAY_MS
-    unknown = np.zeros(len(x), dtype=np.bool_)
+    unknown = np.zeros(len(event_time_ms), dtype=np.bool_)
     unknown[since] = not_known_before(day[since], card[since], labels[since], -(-split.label_delay_ms // DAY_MS))
-    use = unknown[test]
-    metrics = evaluate(raw[use], calibration.apply(raw[use]), labels[test][use], day[test][use], card[test][use])
-    training = split.to_json() | {
-        "rows": int(train.sum()),
-        "frauds": int(labels[train].sum()),
-        "calibration_from": fold_from,
-        "rounds": FRAUD_ROUNDS,
-        "params": FRAUD_PARAMS,
-    }
-    return Trained(text, tuple(features), calibration, metrics, training)
+    return unknown
 
 
-class _Progress:
-    """LightGBM callback that counts rounds over several trainings."""
-
-    def __init__(self, report: Callable[[int, int], None] | None, total: int) -> None:
-        self._report, self._total, self._done = report, total, 0
-
-    def __call__(self, env: Any) -> None:
-        self._done += 1
-        if self._report is not None:
-            self._report(self._done, self._total)
-
-
-def _fit(
-    x: FloatArray,
-    y: npt.NDArray[np.int8],
-    rows: BoolArray,
-    features: Sequence[str],
-    num_threads: int,
-    step: _Progress,
-) -> str:
-    data = lightgbm.Dataset(x[rows], y[rows], feature_name=list(features), params={"verbosity": -1})
-    params = FRAUD_PARAMS | {"num_threads": num_threads}
-    text: str = lightgbm.train(params, data, FRAUD_ROUNDS, callbacks=[step]).model_to_string()
-    return text
+def _evaluation(tested: Tested, recipe: Recipe) -> dict[str, Any]:
+    found: dict[str, Any] = {"calibration_table": calibration_table(tested.probability, tested.y)}
+    if recipe.resamples:
+        found["intervals"] = metric_intervals(
+            tested.raw,
+            tested.probability,
+            tested.y,
+            tested.day,
+            tested.card,
+            resamples=recipe.resamples,
+            seed=recipe.seed,
+        )
+    return found

@@ -17,7 +17,7 @@ from monitoring.samples import Samples
 from monitoring.settings import MonitorSettings
 from monitoring.track import Finding, Track
 
-__all__ = ["change_point", "figures_of_labels", "labelled_evidence", "number", "scored_evidence"]
+__all__ = ["change_point", "figures_of_labels", "labelled_evidence", "number", "scored_evidence", "track_evidence"]
 
 #: watches that are listed, and rows shown
 _WATCHES, _EXAMPLES = 10, 3
@@ -55,7 +55,8 @@ def _series(track: Track, watch: Watch) -> tuple[FloatArray, FloatArray]:
     return values, values - float(np.nanmean(track.family.series(track.reference)[:, u]))
 
 
-def _common(track: Track, settings: MonitorSettings, finding: Finding) -> dict[str, Any]:
+def track_evidence(track: Track, settings: MonitorSettings, finding: Finding) -> dict[str, Any]:
+    """Of any half: what was found, since when, and what others would have said."""
     # what belongs to incidents that stood before is not this one's
     beyond = np.flatnonzero((finding.strength >= 1) & (track.incidents.member == track.incidents.count))
     beyond = beyond[np.argsort(-finding.strength[beyond], kind="stable")]
@@ -127,7 +128,7 @@ def scored_evidence(
 ) -> dict[str, Any]:
     """Of scored rows. ``edges`` (d + 1, 15) and ``matrices`` (2, d + 1, 18): the reference's counts and the period's;
     ``samples`` of the period."""
-    out = _common(track, settings, finding)
+    out = track_evidence(track, settings, finding)
     names = [*settings.features, "score"]
     then, now = matrices
     subject = finding.watches[finding.opened[0]].subject
@@ -185,7 +186,7 @@ def figures_of_labels(periods: IntArray, reference: IntArray, threshold: float) 
 
 def labelled_evidence(track: Track, settings: MonitorSettings, finding: Finding) -> dict[str, Any]:
     """Of labelled rows."""
-    out = _common(track, settings, finding)
+    out = track_evidence(track, settings, finding)
     window = max(1, int(finding.windows[finding.opened[0]]))
     recent = track.counts[track.period > finding.period - window]
     return out | figures_of_labels(recent, track.reference, settings.threshold)

@@ -17,11 +17,14 @@ from models.explain_policy import ReasonsPolicy
 from streams.errors import ConfigError
 from streams.kafka_jars import home_dir
 from streams.shedding import SheddingPolicy
+from streams.web_address import Address, webhook_url
 
 __all__ = ["Settings", "load_settings"]
 
 #: exactly once, nothing is seen before the commit
 _TRANSACTION_INTERVAL_MS = 100
+#: tables of headrace.toml whose settings have the table's name before their own
+_SECTIONS = ("web", "alerts")
 
 
 def _setting(
@@ -30,10 +33,13 @@ def _setting(
     minimum: float | None = None,
     choices: tuple[str, ...] = (),
     check: Callable[[str], object] | None = None,
+    *,
+    secret: bool = False,
 ) -> Any:
-    """``check`` raises a ModelError or ConfigError that says what is wrong with the value."""
+    """``check`` raises a ModelError or ConfigError that says what is wrong with the value; what is ``secret`` is not
+    shown."""
     meta = {"help": help_text, "minimum": minimum, "choices": choices, "check": check}
-    return field(default=default, metadata=meta)
+    return field(default=default, metadata=meta, repr=not secret)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +115,9 @@ class Settings:
     )
     alert_threshold: float = _setting(0.5, "monitor: scores at or above it are acted on, by whom they are sent to", 0)
     false_alarms: float = _setting(1.0, "monitor: alerts in 30 days that may be raised where nothing has changed", 0)
+    list_click_ms: int = _setting(
+        1_800_000, "monitor: how long after a list what its user does next counts for it, or against it", 1
+    )
     join_rows_max: int = _setting(
         1_000_000, "monitor: transactions remembered in each partition, and as many labels without, at most", 1
     )
@@ -136,6 +145,24 @@ class Settings:
     view_wait_ms: int = _setting(
         10_000, "recommend: how long a worker that starts waits for the items to be read, then it serves anyway", 0
     )
+    web_address: str = _setting(
+        "", "HOST:PORT of the web page and the metrics; :PORT or PORT is on 127.0.0.1; empty: none", check=Address.parse
+    )
+    web_remote: bool = _setting(False, "web_address may be one that other machines reach; all who do can read")
+    web_token: str = _setting(
+        "", "what a changing request must bring, as ${env:NAME} or ${file:PATH}; empty: none is taken", secret=True
+    )
+    alerts_webhook: str = _setting(
+        "",
+        "monitor: http or https address that gets each alert as JSON, or ${env:NAME} or ${file:PATH} where it is "
+        "secret; empty: none",
+        check=webhook_url,
+        secret=True,
+    )
+    alerts_webhook_token: str = _setting(
+        "", "the webhook's bearer token, as ${env:NAME} or ${file:PATH}; empty: none", secret=True
+    )
+    alerts_webhook_timeout_ms: int = _setting(10_000, "a delivery to the webhook that takes longer has failed", 1)
     kafka: Mapping[str, Any] = field(default_factory=dict, metadata={"help": "librdkafka settings, passed through"})
 
     def log_url(self) -> str:
@@ -155,6 +182,10 @@ class Settings:
     def shedding(self) -> SheddingPolicy | None:
         """What is not scored under overload; None: everything is."""
         return SheddingPolicy.parse(self.shed)
+
+    def secret(self, name: str) -> str:
+        """The setting of this name, fetched from where it is kept; empty: there is none. ConfigError: not to be had."""
+        return str(_secret(f"setting {name}", getattr(self, name)))
 
     def kafka_config(self) -> dict[str, Any]:
         """The librdkafka settings, flat, with the poll interval that the watchdog follows."""
@@ -176,14 +207,14 @@ def _flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, Mapping):
             flat.update(_flatten(value, f"{prefix}{key}."))
         else:
-            flat[prefix + key] = _secret(prefix + key, value)
+            flat[prefix + key] = _secret(f"kafka.{prefix}{key}", value)
     return flat
 
 
 _SECRET = re.compile(r"^\$\{(env|file):(.+)\}$")
 
 
-def _secret(key: str, value: Any) -> Any:
+def _secret(what: str, value: Any) -> Any:
     """``${env:NAME}`` and ``${file:PATH}`` keep secrets out of the configuration file."""
     match = _SECRET.match(value) if isinstance(value, str) else None
     if match is None:
@@ -191,12 +222,12 @@ def _secret(key: str, value: Any) -> Any:
     kind, name = match.groups()
     if kind == "env":
         if name not in os.environ:
-            raise ConfigError(f"kafka.{key}: environment variable {name} is not set; set it, or use ${{file:PATH}}")
+            raise ConfigError(f"{what}: environment variable {name} is not set; set it, or use ${{file:PATH}}")
         return os.environ[name]
     try:
         return Path(name).read_text(encoding="utf-8").strip()
     except OSError as exc:
-        raise ConfigError(f"kafka.{key}: cannot read {name}: {exc.strerror}; check the path and its rights") from exc
+        raise ConfigError(f"{what}: cannot read {name}: {exc.strerror}; check the path and its rights") from exc
 
 
 def load_settings(
@@ -227,11 +258,22 @@ def load_settings(
 
 def _read_file(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return _without_sections(tomllib.loads(path.read_text(encoding="utf-8")))
     except OSError as exc:
         raise ConfigError(f"--config {path}: {exc.strerror}; check the path") from exc
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
         raise ConfigError(f"--config {path}: not TOML: {exc}") from exc
+
+
+def _without_sections(values: Mapping[str, Any]) -> dict[str, Any]:
+    """``[web] address = ..`` is the setting ``web_address``."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if name in _SECTIONS and isinstance(value, Mapping):
+            flat.update({f"{name}_{key}": of for key, of in value.items()})
+        else:
+            flat[name] = value
+    return flat
 
 
 def _checked(spec: Any, given: Any) -> Any:

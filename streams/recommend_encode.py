@@ -9,11 +9,13 @@ import msgspec
 import orjson
 
 from features.block import Block, FloatArray
+from features.schema import ACTIONS
 from streams.encode import RecordTemplate
 
 __all__ = ["RecommendationEncoder", "Served"]
 
 _WRITE = msgspec.json.Encoder().encode
+_ACTIONS = [orjson.dumps(action) for action in ACTIONS]
 
 
 class Served(NamedTuple):
@@ -32,14 +34,15 @@ class Served(NamedTuple):
 
 
 class RecommendationEncoder:
-    """Fields in the contract's order, then ``features``: for each name the values of the items, in their order; null
-    where ``feature_names`` is None, so that none are logged.
+    """Fields in the contract's order, then ``item_id`` and ``action`` of the event, by which earlier lists are judged,
+    and ``features``: for each name the values of the items, in their order; null where ``feature_names`` is None, so
+    that none are logged.
 
     >>> import numpy as np
     >>> from features.block import Ids
     >>> none = np.array([0])
-    >>> block = Block("interactions", 0, 1, none, none, {"event_id": Ids.of([7]), "user_id": Ids.of(["u"])})
-    >>> block.columns["event_time"] = np.array([5])
+    >>> ids = {"event_id": Ids.of([7]), "user_id": Ids.of(["u"]), "item_id": Ids.of([1])}
+    >>> block = Block("interactions", 0, 1, none, none, ids, {"event_time": np.array([5]), "action": none})
     >>> served = Served("trending", [3, "x"], [0.5, 0.25], ["trending", "popular"])
     >>> RecommendationEncoder(None).encode(block, None, [served])[0].decode().split('"items":')[1][:48]
     '[{"item_id":3,"score":0.5,"source":"trending"},{'
@@ -55,6 +58,8 @@ class RecommendationEncoder:
                 ("items", "json"),
                 ("model", "json"),
                 ("rung", "json"),
+                ("item_id", "id"),
+                ("action", "json"),
                 ("features", "json"),
             ]
         )
@@ -66,6 +71,7 @@ class RecommendationEncoder:
             "event_time": block.event_time_ms,
             "items": [_items(served) for served in lists],
             "model": b"null" if model is None else orjson.dumps(model),
+            "action": [_ACTIONS[action] for action in block.columns["action"].tolist()],
             "rung": [b'"%s"' % served.rung.encode() for served in lists],
             "features": b"null" if self.feature_names is None else [self._features(served) for served in lists],
         }

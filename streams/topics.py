@@ -10,6 +10,7 @@ __all__ = [
     "BY_ITEM",
     "BY_TERMINAL",
     "BY_TRANSACTION",
+    "CONTROL",
     "DEAD_LETTERS",
     "DEFAULT_PARTITIONS",
     "FRAUD_SCORES",
@@ -37,6 +38,7 @@ LATE_EVENTS = "late-events"
 SHED_EVENTS = "shed-events"
 LABELLED = "labelled"
 ALERTS = "alerts"
+CONTROL = "control"
 SHADOW_SCORES = "shadow-scores"
 MODEL_EVENTS = "model-events"
 INTERACTIONS = "interactions"
@@ -66,6 +68,7 @@ _SETTINGS: dict[str, dict[str, str]] = {
     SHADOW_SCORES: _OUTPUT,
     ALERTS: _OUTPUT,
     MODEL_EVENTS: _FOREVER,
+    CONTROL: _COMPACTED,
     INTERACTIONS: _STATE_INPUT,
     BY_ITEM: _STATE_INPUT,
     RECOMMENDATIONS: _OUTPUT,

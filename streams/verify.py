@@ -8,9 +8,8 @@ bootstrapped is replayed from the states at its seam.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -19,17 +18,16 @@ import orjson
 import xxhash
 
 from features.block import FloatArray, IntArray
-from streams.checkpoint import Checkpoint
 from streams.checkpoint_store import CheckpointStore
-from streams.checkpoints import expected_of
 from streams.errors import ConfigError
-from streams.log import TP, Log, RecordBatch, TopicInfo
+from streams.log import TP, Log
 from streams.pipelines.fraud import FraudPipeline
 from streams.pipelines.fraud_tasks import TerminalTask
 from streams.replay import read_up_to
 from streams.rows import Rows
 from streams.shedding import SHED
 from streams.shuffle import ShuffleError, unpack
+from streams.stage_replay import StageReplays
 from streams.topics import BY_TERMINAL, FRAUD_SCORES, LABELS, TRANSACTIONS
 
 __all__ = ["Difference", "StageResult", "verify_fraud"]
@@ -101,50 +99,6 @@ class _Table:
         return offsets[order], np.concatenate(self._words[place])[order]
 
 
-@dataclass(slots=True)
-class _Replays:
-    """How the stages are replayed: from the states at the group's seam, where there are any."""
-
-    log: Log
-    make: Callable[[], FraudPipeline]
-    infos: Mapping[str, TopicInfo]
-    progress: Callable[[int], None]
-    seams: dict[TP, Checkpoint] = field(default_factory=dict)
-
-    def pipeline(self) -> FraudPipeline:
-        pipeline = self.make()
-        pipeline.bind(self.infos)
-        return pipeline
-
-    def find_seams(self, store: CheckpointStore, group: str) -> None:
-        pipeline = self.pipeline()
-        for topic in pipeline.inputs:
-            of = pipeline.state_of(topic)
-            for p in range(self.infos[topic].partitions):
-                found = store.seam(expected_of(group, TP(topic, p), of))
-                if found is not None:
-                    self.seams[TP(topic, p)] = found
-
-    def read(self, stops: Mapping[TP, int]) -> Iterator[RecordBatch]:
-        """Each partition's records behind its seam."""
-        starts = {tp: found.meta.offset for tp, found in self.seams.items()}
-        for batch in read_up_to(self.log, stops, starts=starts):
-            yield batch
-            self.progress(len(batch))
-
-    def tasks(self, pipeline: FraudPipeline) -> Callable[[TP], Any]:
-        """The task of each partition, made when it is first asked for."""
-
-        @cache
-        def task(tp: TP) -> Any:
-            made = pipeline.task(tp)
-            if tp in self.seams:
-                made.restore(self.seams[tp].arrays)
-            return made
-
-        return task
-
-
 def verify_fraud(
     log: Log,
     group: str,
@@ -175,7 +129,7 @@ def verify_fraud(
     if not any(committed.values()):
         raise ConfigError(f"group {group} has committed nothing: name the group of the workers with --group")
 
-    replays = _Replays(log, make_pipeline, infos, progress)
+    replays = StageReplays(log, make_pipeline, infos, progress)
     if store is not None:
         replays.find_seams(store, group)
 
@@ -203,7 +157,7 @@ def verify_fraud(
 # --- rows between the stages ---
 
 
-def _sent_again(replays: _Replays, stops: Mapping[TP, int]) -> _Table:
+def _sent_again(replays: StageReplays, stops: Mapping[TP, int]) -> _Table:
     table, pipeline = _Table(), replays.pipeline()
     task = replays.tasks(pipeline)
     for batch in replays.read(stops):
@@ -213,7 +167,7 @@ def _sent_again(replays: _Replays, stops: Mapping[TP, int]) -> _Table:
     return table
 
 
-def _in_shuffle(replays: _Replays, stops: Mapping[TP, int]) -> _Table:
+def _in_shuffle(replays: StageReplays, stops: Mapping[TP, int]) -> _Table:
     table = _Table()
     for batch in replays.read(stops):
         _add_messages(table, batch.values, batch.tp.partition)
@@ -258,7 +212,7 @@ def _hash(text: bytes | None) -> int:
 # --- scores ---
 
 
-def _scored_again(replays: _Replays, stops: Mapping[TP, int]) -> _Table:
+def _scored_again(replays: StageReplays, stops: Mapping[TP, int]) -> _Table:
     table, pipeline = _Table(), replays.pipeline()
     table.names[TRANSACTIONS] = ("late", *pipeline.settings.features.names)
     table.floats = frozenset(pipeline.settings.features.names)

@@ -39,6 +39,7 @@ COMMANDS = {
     "models": "list, show, add, promote and roll back model packages",
     "score": "score event files with a packaged model, offline, by the same stages",
     "verify": "replay each stage from its own input log and compare with what the log holds",
+    "replay": "a range of the log again with another model, threshold or feature set, beside what was served",
     "bootstrap": "give a new group the state of event files, and the seam from which it reads the topics",
     "bench": "measure: throughput, latency, predictors, features",
     "alerts": "list and explain what the monitor has raised",

@@ -68,6 +68,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="consumer group (default: headrace-PIPELINE); all: what comes before -PIPELINE (default: headrace)",
     )
     parser.add_argument("--partitions", type=int, metavar="N", help="of topics that are missing (default: 4)")
+    parser.add_argument(
+        "--web",
+        metavar="HOST:PORT",
+        help="web page, /metrics and /healthz; :PORT and PORT are on 127.0.0.1, port 0 is any free one; all: fraud "
+        "there, monitor and recommend at the next two ports (default: none)",
+    )
+    parser.add_argument(
+        "--web-remote",
+        action="store_true",
+        default=None,
+        help="let --web listen where other machines reach it: all who do can read scores and metrics",
+    )
     add_config(parser)
     add_bootstrap(parser)
     add_json(parser)
@@ -78,6 +90,7 @@ def run(args: argparse.Namespace) -> int:
 
     With ``--json`` the last line are the figures; SIGUSR1 prints those so far.
     """
+    from streams.beside import Beside
     from streams.cli.registry import check_champion
     from streams.config import load_settings
     from streams.quality import in_words
@@ -89,6 +102,7 @@ def run(args: argparse.Namespace) -> int:
     names = ("models", "order", "delivery", "checkpoints", "reasons", "reasons_max", "shed", "group", "partitions")
     overrides = {name: getattr(args, name) for name in names}
     overrides |= {"bootstrap": args.bootstrap, "feature_set": args.set, "monitor": args.monitor}
+    overrides |= {"web_address": args.web, "web_remote": args.web_remote}
     if args.pipeline == "recommend":
         overrides["recommend_models"] = args.models
     settings = load_settings(args.config, overrides=overrides, defaults={"group": f"headrace-{args.pipeline}"})
@@ -98,7 +112,15 @@ def run(args: argparse.Namespace) -> int:
     for faust_logger in ("faust", "mode", "streams.transport"):
         logging.getLogger(faust_logger).setLevel(logging.WARNING)
     make_worker: Callable[..., tuple[Worker, Any]] = importlib.import_module(PIPELINES[args.pipeline]).make_worker
-    worker, pipeline = make_worker(settings, on_ready=lambda: print("ready", flush=True))
+    beside: Beside | None = None
+
+    def ready() -> None:
+        if beside is not None:
+            beside.ready()
+        print("ready", flush=True)
+
+    worker, pipeline = make_worker(settings, on_ready=ready)
+    beside = Beside(args.pipeline, settings, worker, pipeline)
 
     #: what a pipeline has to say besides numbers
     details: Callable[[], dict[str, Any]] = getattr(pipeline, "details", dict)
@@ -133,7 +155,13 @@ def run(args: argparse.Namespace) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, worker.stop)
         loop.add_signal_handler(signal.SIGUSR1, report)
-        return await worker.run()
+        url = beside.start(loop)
+        if url:
+            print(f"web {url}", flush=True)
+        try:
+            return await worker.run()
+        finally:
+            await asyncio.to_thread(beside.close)
 
     code = _run(main())
     report()

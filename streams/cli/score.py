@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     check_output(args.to, [".parquet", ".jsonl"], [args.source, args.labels])
     from features.fraud import set_of
     from models.explain_policy import NO_REASONS
-    from models.package import read_manifest
+    from models.package import category_codes, read_manifest
     from models.slot import ModelSlot
     from streams.config import load_settings
 
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     registry = open_registry(args.models)
     model = known_model(registry, args.model)
     features = set_of(read_manifest(registry.resolve(model)).schema_hash)
-    slot.replace(registry.get(model, features.names, features.schema_hash))
+    slot.replace(registry.get(model, features.names, features.schema_hash, category_codes(features)))
     started = time.perf_counter()
     inputs = read_inputs(args, features, keep_extra=as_json_lines)
     made = inputs.features(args.order).in_input_order()

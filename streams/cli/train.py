@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import math
+from collections.abc import Mapping
 from datetime import UTC, date, datetime, timedelta
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from streams.cli.offline_io import add_alias, add_inputs, add_models, add_pipeline, add_set, read_inputs
 from streams.cli.options import add_json, print_json
@@ -13,7 +16,8 @@ from streams.errors import EXIT_OK, ConfigError
 
 if TYPE_CHECKING:
     from features.block import Ids, IntArray
-    from models.train import Split, Trained
+    from models.package import Manifest
+    from models.train import Recipe, Split, Trained
     from streams.cli.offline_io import Inputs
 
 EXAMPLE = (
@@ -43,34 +47,87 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threads", type=threads, default=2, metavar="N", help="of the trainer; the model is the same (default: 2)"
     )
+    _add_recipe(parser)
     parser.add_argument(
         "--lists", type=threads, default=10_000, metavar="N", help="recommend: lists of each range at most (10000)"
     )
     add_json(parser)
 
 
+def _add_recipe(parser: argparse.ArgumentParser) -> None:
+    """How the fraud model is made; defaults are those of the published comparison."""
+    group = parser.add_argument_group("fraud: how to train")
+    group.add_argument(
+        "--search", type=count, default=0, metavar="N", help="try N settings on a validation fold (0: fixed settings)"
+    )
+    group.add_argument(
+        "--class-weight",
+        type=class_weight,
+        default=1.0,
+        metavar="W",
+        help="how many legitimate rows a fraud counts for, or balanced (default: 1)",
+    )
+    group.add_argument(
+        "--calibration",
+        choices=["platt", "isotonic", "none"],
+        default="platt",
+        help="how probabilities are made, on the last quarter of the training range (default: platt)",
+    )
+    group.add_argument(
+        "--budget", type=budget, metavar="2us", help="fewer trees and leaves, until a row takes no longer to score"
+    )
+    group.add_argument(
+        "--coverage",
+        type=coverage,
+        default=0.9,
+        metavar="SHARE",
+        help="of the conformal sets: how often they hold the true label (default: 0.9)",
+    )
+    group.add_argument("--seed", type=count, default=0, metavar="N", help="of search and intervals (default: 0)")
+    group.add_argument("--report", type=Path, metavar="DIR", help="of report.html (default: the package's folder)")
+    group.add_argument("--no-report", action="store_true", help="make no report")
+
+
 def run(args: argparse.Namespace) -> int:
-    """Computes the features, trains, tests, and adds a package to the registry."""
+    """Computes the features, trains, tests, adds a package to the registry and writes the report."""
     args.name = args.name or args.pipeline
     check_new_name(args.name)
     if args.pipeline == "recommend":
         from streams.cli.train_rank import run_rank
 
+        _check_rank(args)
         return run_rank(args)
 
     from features.fraud import SETS
+    from models.package import category_codes
     from models.registry import Registry
+    from streams.train_report import write_report
 
     for option in ("labels", "test"):
         if getattr(args, option) is None:
             raise ConfigError(f"--{option}: missing; the fraud pipeline needs it")
-    split = _split(args)
-    inputs = read_inputs(args, SETS[args.set])
-    trained = _train(inputs, split, args.threads)
+    if args.report is not None and args.report.exists() and not args.report.is_dir():
+        raise ConfigError(f"--report {args.report}: not a folder; name one")
+    split, recipe = _split(args), _recipe(args)
+    features = SETS[args.set]
+    inputs = read_inputs(args, features)
+    codes = category_codes(features)
+    trained = _train(inputs, split, recipe, list(codes), args.threads)
     created_at = datetime.now(UTC).isoformat(timespec="seconds")
-    draft = trained.draft(args.name, inputs.settings.features.schema_hash, created_at)
-    manifest = Registry(args.models).add(draft, args.alias)
-    training, metrics = trained.training, trained.metrics
+    registry = Registry(args.models)
+    manifest = registry.add(trained.draft(args.name, features.schema_hash, created_at, codes), args.alias)
+    report = None
+    if not args.no_report:
+        report = write_report(args.report or registry.resolve(manifest.label), manifest, trained)
+    return _say(args, manifest, report)
+
+
+def _say(args: argparse.Namespace, manifest: Manifest, report: Path | None) -> int:
+    """What came of it."""
+    from streams.train_report import METRIC_TITLES
+
+    training, metrics = manifest.training, manifest.metrics
+    intervals = manifest.evaluation["intervals"]
     if args.json:
         print_json(
             {
@@ -79,16 +136,83 @@ def run(args: argparse.Namespace) -> int:
                 "train_rows": training["rows"],
                 "train_frauds": training["frauds"],
                 **{f"test_{name}" if name in ("rows", "frauds") else name: value for name, value in metrics.items()},
+                "intervals": {name: [intervals[name]["low"], intervals[name]["high"]] for name in METRIC_TITLES},
+                "conformal": manifest.conformal,
+                "search": {k: v for k, v in training.get("search", {}).items() if k != "tried"} or None,
+                "budget": training.get("budget"),
+                "report": None if report is None else str(report),
             }
         )
         return EXIT_OK
     pointed = f", now {args.alias}" if args.alias else f"; `headrace models promote {manifest.label}` makes it champion"
     print(f"{manifest.label} in {args.models}{pointed}")
     print(f"train: {training['rows']:,} rows, {training['frauds']:,} frauds")
-    print(f"test:  {metrics['rows']:,} rows, {metrics['frauds']:,} frauds")
-    for name, title in _TITLES.items():
-        print(f"  {title:26} {metrics[name]:.4f}")
+    print(
+        f"test:  {metrics['rows']:,} rows, {metrics['frauds']:,} frauds; in brackets: 95% intervals, by cards drawn anew"
+    )
+    for name, title in METRIC_TITLES.items():
+        print(f"  {title:26} {metrics[name]:.4f}  [{intervals[name]['low']:.4f}, {intervals[name]['high']:.4f}]")
+    for line in _found(manifest):
+        print(line)
+    if report is not None:
+        print(f"report: {report}")
     return EXIT_OK
+
+
+def _found(manifest: Manifest) -> list[str]:
+    """What conformal sets, search and budget came to, in words."""
+    training, conformal = manifest.training, manifest.conformal
+    kept = [
+        f"{conformal['measured'][name]['coverage']:.1%} of {name} rows"
+        for name in ("fraud", "legitimate")
+        if conformal["measured"][name]["coverage"] is not None
+    ]
+    lines = [f"conformal sets for {1 - conformal['alpha']:.0%} hold the true label of {' and '.join(kept)}"]
+    search: Mapping[str, Any] | None = training.get("search")
+    if search is not None:
+        lines.append(
+            f"search: {search['trials']} trials, validation AP {search['start']:.4f} to begin with, best "
+            f"{search['best']:.4f}, noise {search['noise']:.4f}; chosen: {search['chosen']}"
+        )
+    cut: Mapping[str, Any] | None = training.get("budget")
+    if cut is not None and cut["cut"]:
+        lines.append(
+            f"budget: {cut['us_per_row']:.3g} us per row in place of {cut['us_per_row_full']:.3g}, {cut['rounds']} trees "
+            f"of {cut['num_leaves']} leaves; validation AP {cut['average_precision']:.4f} in place of "
+            f"{cut['average_precision_full']:.4f}, noise {cut['noise']:.4f}"
+        )
+    elif cut is not None:
+        lines.append(f"budget: kept as it is, {cut['us_per_row']:.3g} us per row")
+    return lines
+
+
+def _check_rank(args: argparse.Namespace) -> None:
+    """ConfigError: an option of the fraud pipeline."""
+    given = {
+        "--search": args.search != 0,
+        "--class-weight": args.class_weight != 1.0,
+        "--calibration": args.calibration != "platt",
+        "--budget": args.budget is not None,
+        "--coverage": args.coverage != 0.9,
+        "--report": args.report is not None,
+    }
+    for option, is_given in given.items():
+        if is_given:
+            raise ConfigError(f"{option}: only the fraud pipeline has it; leave it out")
+
+
+def _recipe(args: argparse.Namespace) -> Recipe:
+    from models.train import Recipe
+
+    return Recipe(
+        calibration=args.calibration,
+        class_weight=args.class_weight,
+        search=args.search,
+        budget_us=args.budget,
+        alpha=1.0 - args.coverage,
+        resamples=500,
+        seed=args.seed,
+    )
 
 
 def _split(args: argparse.Namespace) -> Split:
@@ -103,18 +227,9 @@ def _split(args: argparse.Namespace) -> Split:
         raise ConfigError(f"--train, --test: {error}") from error
 
 
-_TITLES = {
-    "auc": "AUC ROC",
-    "average_precision": "average precision",
-    "card_precision_100": "card precision, top 100",
-    "log_loss": "log loss",
-    "brier": "Brier score",
-}
-
-
-def _train(inputs: Inputs, split: Split, num_threads: int) -> Trained:
+def _train(inputs: Inputs, split: Split, recipe: Recipe, categorical: list[str], num_threads: int) -> Trained:
     """The model, by the labels that are known when the test begins; tested by all labels."""
-    from models.train import FRAUD_ROUNDS, train_fraud
+    from models.train import train_fraud
     from streams.cli.progress import progress
     from streams.offline import fraud_rows
 
@@ -126,7 +241,16 @@ def _train(inputs: Inputs, split: Split, num_threads: int) -> Trained:
     y = fraud_rows(events, inputs.labels)
     y[in_training] = fraud_rows(events, inputs.labels, split.test_from)[in_training]
     names = inputs.settings.features.names
-    with progress("training", 2 * FRAUD_ROUNDS) as advance:
+    with progress("training", 100) as advance:
+        shown = 0
+
+        def step(done: int, total: int) -> None:
+            nonlocal shown
+            percent = 100 * done // total
+            if percent > shown:
+                advance(percent - shown)
+                shown = percent
+
         return train_fraud(
             made.matrix,
             y,
@@ -134,8 +258,10 @@ def _train(inputs: Inputs, split: Split, num_threads: int) -> Trained:
             _card_numbers(events.ids["card_id"]),
             names,
             split,
+            recipe,
+            categorical=categorical,
             num_threads=num_threads,
-            progress=lambda done, total: advance(1),
+            progress=step,
         )
 
 
@@ -177,6 +303,49 @@ def threads(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is no number of threads: give 1 or more")
     return int(text)
+
+
+def count(text: str) -> int:
+    """An argparse type: a whole number of 0 or more."""
+    if not text.isascii() or not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is no number: give 0 or more")
+    return int(text)
+
+
+def class_weight(text: str) -> float | Literal["balanced"]:
+    """An argparse type: balanced, or a number above 0."""
+    if text == "balanced":
+        return "balanced"
+    value = _number(text)
+    if not value > 0.0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no weight: give a number above 0, or balanced")
+    return value
+
+
+def coverage(text: str) -> float:
+    """An argparse type: a share between 0.5 and 1."""
+    value = _number(text)
+    if not 0.5 <= value < 1.0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no coverage: give a share such as 0.9, from 0.5 to below 1")
+    return value
+
+
+def budget(text: str) -> float:
+    """An argparse type: a time such as 2us or 500ns, in microseconds."""
+    for unit, factor in (("ns", 1e-3), ("us", 1.0), ("µs", 1.0), ("ms", 1e3)):
+        value = _number(text.removesuffix(unit)) if text.endswith(unit) else math.nan
+        if value > 0.0:
+            return value * factor
+    raise argparse.ArgumentTypeError(f"{text!r} is no time per row: give one such as 2us or 500ns")
+
+
+def _number(text: str) -> float:
+    """NaN for what is no finite number."""
+    try:
+        value = float(text)
+    except ValueError:
+        return math.nan
+    return value if math.isfinite(value) else math.nan
 
 
 def duration(text: str) -> int:

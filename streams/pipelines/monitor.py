@@ -1,13 +1,15 @@
-"""The monitor pipeline: what was scored, joined with the labels that come later, and both watched.
+"""The monitor pipeline: what was scored, joined with the labels that come later, and both watched; and what was
+recommended, joined with what users did next.
 
 fraud.by-transaction ──► join ──► labelled, alerts
+recommendations ──► lists ──► alerts
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -16,36 +18,54 @@ import orjson
 
 from features.block import Block, Ids
 from monitoring.labels import JoinSettings, LabelJoin
+from monitoring.lists import ListSettings
 from streams.checkpoints import StateOf
 from streams.labelled import LabelledEncoder
 from streams.log import TP, OutBatch, RecordBatch, TopicInfo
 from streams.pipelines.fraud_monitor import FEATURE, MODEL
+from streams.pipelines.list_tasks import ListTask
 from streams.pipelines.monitor_tasks import MonitorTask, outputs_of
 from streams.pipelines.monitor_watch import WatchSettings
 from streams.shuffle import Sent, Source, pack
 from streams.stage import Meters
-from streams.topics import ALERTS, BY_TERMINAL, BY_TRANSACTION, DEAD_LETTERS, LABELLED, LABELS, topic_infos
+from streams.topics import (
+    ALERTS,
+    BY_TERMINAL,
+    BY_TRANSACTION,
+    DEAD_LETTERS,
+    INTERACTIONS,
+    LABELLED,
+    LABELS,
+    RECOMMENDATIONS,
+    topic_infos,
+)
 from streams.worker import Task
 
 __all__ = ["MonitorPipeline"]
 
 #: version of what `state` of the tasks gives, and of what `process` makes of a log: to be raised when either changes
 _STATE_FORMAT = 2
+#: the same of the tasks of lists
+_LISTS_FORMAT = 1
 
-_TOPICS = (LABELS, BY_TERMINAL, BY_TRANSACTION, LABELLED, ALERTS, DEAD_LETTERS)
+_TOPICS = (
+    LABELS, BY_TERMINAL, BY_TRANSACTION, LABELLED, ALERTS, DEAD_LETTERS, INTERACTIONS, RECOMMENDATIONS
+)  # fmt: skip
 
 
 @dataclass(slots=True)
 class MonitorPipeline:
-    """One stage, ``join``."""
+    """Two stages, ``join`` and ``lists``."""
 
     settings: JoinSettings
     partitions: int = 4
     watch: WatchSettings = field(default_factory=WatchSettings)
+    lists: ListSettings = field(default_factory=ListSettings)
     meters: Meters = field(default_factory=Meters)
     encoder: LabelledEncoder = field(default_factory=LabelledEncoder)
     infos: Mapping[str, TopicInfo] = field(default_factory=dict)
     _tasks: WeakValueDictionary[TP, MonitorTask] = field(default_factory=WeakValueDictionary)
+    _list_tasks: WeakValueDictionary[TP, ListTask] = field(default_factory=WeakValueDictionary)
 
     @property
     def topics(self) -> Sequence[TopicInfo]:
@@ -53,7 +73,7 @@ class MonitorPipeline:
 
     @property
     def inputs(self) -> Sequence[str]:
-        return (BY_TRANSACTION,)
+        return (BY_TRANSACTION, RECOMMENDATIONS)
 
     def bind(self, topics: Mapping[str, TopicInfo]) -> None:
         self.infos = topics
@@ -63,18 +83,24 @@ class MonitorPipeline:
 
     def state_of(self, topic: str) -> StateOf:
         """What the state of this topic's tasks is of."""
-        return StateOf("join", self.infos[topic].topic_id, self.fingerprint(), "", "")
+        stage = "lists" if topic == RECOMMENDATIONS else "join"
+        return StateOf(stage, self.infos[topic].topic_id, self.fingerprint(topic), "", "")
 
-    def fingerprint(self) -> str:
-        """(64 hex digits) What the saved state of a task means besides its log: all settings of the join and of the
-        watches, and how many sources it has and tasks it is spread over."""
-        partitions = [self.infos[topic].partitions for topic in (LABELS, BY_TERMINAL, BY_TRANSACTION)]
-        text = orjson.dumps(
-            [_STATE_FORMAT, asdict(self.settings), asdict(self.watch), partitions], option=orjson.OPT_SORT_KEYS
-        )
-        return hashlib.sha256(text).hexdigest()
+    def fingerprint(self, topic: str = BY_TRANSACTION) -> str:
+        """(64 hex digits) What the saved state of a task on this topic means besides its log: all settings of the join
+        and of the watches, and how many sources it has and tasks it is spread over."""
+        topics: tuple[str, ...] = (LABELS, BY_TERMINAL, BY_TRANSACTION)
+        meaning: list[Any] = [_STATE_FORMAT, asdict(self.settings), asdict(self.watch)]
+        if topic == RECOMMENDATIONS:
+            topics, meaning = (INTERACTIONS, RECOMMENDATIONS), [_LISTS_FORMAT, asdict(self.lists)]
+        partitions = [self.infos[name].partitions for name in topics]
+        return hashlib.sha256(orjson.dumps([*meaning, partitions], option=orjson.OPT_SORT_KEYS)).hexdigest()
 
     def task(self, tp: TP) -> Task:
+        if tp.topic == RECOMMENDATIONS:
+            share = self.lists.false_alarms_per_30d / self.infos[tp.topic].partitions
+            lists = self._list_tasks[tp] = ListTask(self, replace(self.lists, false_alarms_per_30d=share), tp)
+            return lists
         task = self._tasks[tp] = MonitorTask(self, tp)
         return task
 
@@ -89,7 +115,7 @@ class MonitorPipeline:
 
     def warm(self) -> None:
         """A vector and its label through a pipeline of its own: compiles every kernel."""
-        trial = MonitorPipeline(self.settings, 1, self.watch)
+        trial = MonitorPipeline(self.settings, 1, self.watch, self.lists)
         trial.bind({info.name: TopicInfo(info.name, 1, "warm") for info in trial.topics})
         now, one = 1_600_000_000_000, np.array([1], np.int64)
         ids = {name: Ids(ints=one) for name in ("transaction_id", "card_id", "terminal_id")}
@@ -112,17 +138,18 @@ class MonitorPipeline:
 
     def figures(self) -> dict[str, int]:
         """What this worker has done since its start: ``received`` vectors, ``labels``, ``labelled`` records,
-        ``alerts``."""
-        names = ("received", "labels", "labelled", "alerts", "dead_letters", "replayed", "resent_rows")
+        ``lists``, ``alerts``."""
+        names = ("received", "labels", "labelled", "lists", "alerts", "dead_letters", "replayed", "resent_rows")
         return {name: self.meters.counts[name] for name in names}
 
     def details(self) -> dict[str, Any]:
         """Of this worker's partitions, since the beginning of their logs: ``join``, see `LabelJoin.counts`, and the
         ``maturity`` of labels, see `LabelJoin.curve`, where NaN is None; and by partition what is ``watched``, see
-        `Monitor.figures`."""
+        `Monitor.figures`, and of lists see `ListMonitor.figures`."""
         joins = [task.join for task in self._tasks.values()]
+        lists = {f"{tp.topic}/{tp.partition}": t.lists.figures() for tp, t in sorted(self._list_tasks.items())}
         if not joins:
-            return {}
+            return {"lists_watched": lists} if lists else {}
         totals: dict[str, int] = {}
         for join in joins:
             for name, count in join.counts.items():
@@ -130,4 +157,4 @@ class MonitorPipeline:
         curve = LabelJoin.curve_of(joins)
         points = [{name: None if value != value else value for name, value in point.items()} for point in curve]
         watched = {f"{tp.topic}/{tp.partition}": task.watches.figures() for tp, task in sorted(self._tasks.items())}
-        return {"join": totals, "maturity": points, "watched": watched}
+        return {"join": totals, "maturity": points, "watched": watched, "lists_watched": lists}

@@ -22,7 +22,7 @@ from streams.log import TP, OutBatch
 from streams.pipelines.fraud_monitor import MODEL
 from streams.topics import ALERTS
 
-__all__ = ["WatchSettings", "Watches"]
+__all__ = ["WatchSettings", "Watches", "alert_records"]
 
 #: models that are watched at once; a new one takes the place of the one that has not scored for longest
 _MODELS_MAX = 8
@@ -134,20 +134,22 @@ class Watches:
         return Monitor(self._settings.of(features, self._join, self._partitions))
 
     def _alerts(self, model: str, alerts: Sequence[Alert]) -> list[OutBatch]:
-        """As records, keyed by what they are about; an alert of each partition and model has an id of its own."""
-        if not alerts:
-            return []
-        place = f"{self._tp.topic}/{self._tp.partition}"
-        told = [
-            replace(
-                alert,
-                alert_id=hashlib.sha256(f"{alert.alert_id}\0{model}\0{place}".encode()).hexdigest()[:16],
-                evidence={"model": model or None, "partition": place, **alert.evidence},
-            )
-            for alert in alerts
-        ]
-        values = [orjson.dumps(alert.to_json()) for alert in told]
-        return [OutBatch(ALERTS, values, [f"{alert.kind}/{alert.subject}".encode() for alert in told])]
+        return [alert_records(model, self._tp, alerts)] if alerts else []
+
+
+def alert_records(model: str, tp: TP, alerts: Sequence[Alert]) -> OutBatch:
+    """As records, keyed by what they are about; an alert of each partition and model has an id of its own."""
+    place = f"{tp.topic}/{tp.partition}"
+    told = [
+        replace(
+            alert,
+            alert_id=hashlib.sha256(f"{alert.alert_id}\0{model}\0{place}".encode()).hexdigest()[:16],
+            evidence={"model": model or None, "partition": place, **alert.evidence},
+        )
+        for alert in alerts
+    ]
+    values = [orjson.dumps(alert.to_json()) for alert in told]
+    return OutBatch(ALERTS, values, [f"{alert.kind}/{alert.subject}".encode() for alert in told])
 
 
 def _by_model(block: Block) -> list[tuple[str, IntArray | None]]:

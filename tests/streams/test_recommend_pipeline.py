@@ -48,7 +48,17 @@ def with_items(rules: ListRules | None = None, slot: ModelSlot | None = None, en
 def test_a_list_after_each_event_with_the_fields_of_the_contract() -> None:
     fed = with_items()
     [listed] = fed.feed([interaction("e1", NOW + MINUTE, "u1", 5)])
-    assert list(listed) == ["event_id", "event_time", "user_id", "items", "model", "rung", "features"]
+    assert list(listed) == [
+        "event_id",
+        "event_time",
+        "user_id",
+        "items",
+        "model",
+        "rung",
+        "item_id",
+        "action",
+        "features",
+    ]
     assert (listed["event_id"], listed["event_time"], listed["user_id"]) == ("e1", NOW + MINUTE, "u1")
     assert listed["model"] is None and listed["rung"] == "candidates"
     assert [set(item) for item in listed["items"]] == [{"item_id", "score", "source"}] * len(listed["items"])
