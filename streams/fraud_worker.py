@@ -70,11 +70,11 @@ def make_pipeline(settings: Settings, slot: ModelSlot | None = None) -> FraudPip
 def make_worker(settings: Settings, on_ready: Callable[[], None] = lambda: None) -> tuple[Worker, FraudPipeline]:
     """A worker for these settings, not yet running, and its pipeline."""
     slot = ModelSlot(reasons=settings.reasons_policy())
-    gate = _watch(settings, slot) if settings.models else None
     pipeline = make_pipeline(settings, slot)
     log = connect(settings.log_url(), settings.kafka_config())
     worker = worker_of(Worker, log, pipeline, settings, on_ready)
-    worker.gate = gate
+    if settings.models:
+        worker.gate = _watch(settings, slot)
     worker.replays_apart = True
     shedding = settings.shedding()
     if shedding is not None:

@@ -9,7 +9,7 @@ from streams.errors import HeadraceError
 from streams.log import TP, Log, RecordBatch
 from streams.recovery import Assigned
 
-__all__ = ["Gate"]
+__all__ = ["Gate", "OpenGate"]
 
 
 class Gate(Protocol):
@@ -37,3 +37,27 @@ class Gate(Protocol):
 
     def close(self) -> None:
         """The worker has left its group."""
+
+
+class OpenGate(Gate):
+    """Nothing waits."""
+
+    def start(
+        self, log: Log, group: str, failed: Callable[[HeadraceError], None], owns: Callable[[TP, int], bool]
+    ) -> None:
+        """Nothing to begin."""
+
+    def assigned(self, assigned: Assigned) -> None:
+        """Nothing to find out."""
+
+    def admits(self, batches: Sequence[RecordBatch]) -> bool:
+        return True
+
+    def given_up(self, partition: TP, settled: int | None) -> None:
+        """Nothing to say."""
+
+    def forget(self, partition: TP) -> None:
+        """Nothing to forget."""
+
+    def close(self) -> None:
+        """Nothing to end."""

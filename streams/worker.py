@@ -17,18 +17,17 @@ from features.plan import BoundError
 from streams.checkpoint_store import CheckpointStore
 from streams.checkpoints import Checkpoints, CheckpointSettings
 from streams.errors import EXIT_FAILED, EXIT_OK, EXIT_WATCHDOG, ConfigError, FatalError, HeadraceError
-from streams.gate import Gate
+from streams.gate import Gate, OpenGate
 from streams.log import (
     TP,
-    DeliveryFailed,
     Log,
     LogConsumer,
     LogProducer,
-    OutBatch,
     RecordBatch,
     TopicInfo,
     TransactionalProducer,
 )
+from streams.outbox import Outbox
 from streams.pipeline import Pipeline, Task, runs_of
 from streams.reader import BlockReader, ReaderSettings
 from streams.recovery import Assigned
@@ -107,16 +106,17 @@ class Worker:
         self._reader: BlockReader | None = None
         self._consumer: BlockConsumer | None = None
         self._topics: dict[str, TopicInfo] = {}
-        self._produce_s = 0.0
+        self._outbox: Outbox | None = None
         #: to be set before `run`
-        self.gate: Gate | None = None
+        self.gate: Gate = OpenGate()
 
     @property
     def seconds(self) -> dict[str, float]:
         """CPU seconds so far of what is not in a stage: ``consume`` (the consumer thread), ``produce``."""
         if self._reader is None:
             return {"consume": 0.0, "produce": 0.0}
-        return {"consume": self._reader.cpu_s, "produce": self._produce_s + self._reader.committer.cpu_s}
+        sent = 0.0 if self._outbox is None else self._outbox.cpu_s
+        return {"consume": self._reader.cpu_s, "produce": sent + self._reader.committer.cpu_s}
 
     @property
     def checkpoints(self) -> dict[str, float]:
@@ -165,10 +165,10 @@ class Worker:
         for wait in waits:
             wait.cancel()
         if self._ended.is_set():
-            if self.gate is not None:
-                self.gate.close()
+            self.gate.close()
             return self._exit_code()
         assert self._producer is not None
+        self._outbox = Outbox(self._producer)
         self._pipeline.bind(self._topics)
         app = self._build_app()
         await app.start()
@@ -184,8 +184,7 @@ class Worker:
             whole = {tp: task for tp, task in self._stateful_tasks().items() if tp not in self._replaying}
             self._checkpoints.finish(whole, ends_at - time.monotonic())
         await app.stop()
-        if self.gate is not None:
-            await asyncio.to_thread(self.gate.close)
+        await asyncio.to_thread(self.gate.close)
         self._producer.close()
         return self._exit_code()
 
@@ -206,8 +205,7 @@ class Worker:
                 logger.info("checkpoints in %s", self._checkpoints.store.url)
             self._pipeline.warm()
             self._topics = ensure_topics(self._log, self._pipeline.topics)
-            if self.gate is not None:
-                self.gate.start(self._log, self._group, self.failed, self._owns)
+            self.gate.start(self._log, self._group, self.failed, self._owns)
             if self._transactions is not None:
                 self._transactions.init()
         except HeadraceError as exc:
@@ -258,8 +256,7 @@ class Worker:
         partitions = {name: self._topics[name].partitions for name in topics}
         self._reader = BlockReader(self._member, partitions, self, self._settings, self._transactions)
         self._pipeline.use_ends(self._reader.assignment.end_confirmed)
-        if self.gate is not None:
-            self._reader.assignment.admits = self.gate.admits
+        self._reader.assignment.admits = self.gate.admits
         self._reader.start()
         return partitions
 
@@ -273,7 +270,7 @@ class Worker:
         batches = await self._begin(run)
         if not batches or self._error is not None:
             return
-        assert self._reader is not None
+        assert self._reader is not None and self._outbox is not None
         partitions = {batch.tp for batch in batches}
         self._inside |= partitions
         try:
@@ -284,7 +281,7 @@ class Worker:
                 self._keep_outputs(parts, self._reader)
             else:
                 outputs = self._pipeline.wake(parts, self._all_tasks) + self._pipeline.process(parts)
-                await self._send(outputs, self._reader)
+                await self._outbox.send(outputs, self._reader.assignment.waiting)
             self._reader.assignment.done(batches)
         except asyncio.CancelledError:
             raise
@@ -374,13 +371,14 @@ class Worker:
         return {tp: task for tp, (_, task) in self._tasks.items() if self._pipeline.is_stateful(tp.topic)}
 
     async def _tick_task(self, tp: TP, epoch: int, at_end: bool, reader: BlockReader) -> None:
+        assert self._outbox is not None
         self._inside.add(tp)
         try:
             marks = self._task(tp, epoch).tick(time.monotonic(), at_end)
             if self._transactions is not None:
                 reader.committer.keep(tp, epoch, marks)
             else:
-                await self._send(marks, reader)
+                await self._outbox.send(marks, reader.assignment.waiting)
         except asyncio.CancelledError:
             raise
         except FatalError as exc:
@@ -390,34 +388,6 @@ class Worker:
             self.failed(FatalError("tick-failed", f"{tp.topic}/{tp.partition}: {exc!r}. Report this with the log."))
         finally:
             self._inside.discard(tp)
-
-    async def _send(self, outputs: list[OutBatch], reader: BlockReader) -> None:
-        assert self._producer is not None
-        started = time.thread_time()
-        for out in outputs:
-            try:
-                sent = self._producer.send(out)
-                if sent < len(out):
-                    self._produce_s += time.thread_time() - started
-                    await self._send_rest(out, sent, reader)
-                    started = time.thread_time()
-            except DeliveryFailed as exc:
-                raise FatalError("delivery-failed", f"{exc}. A restarted worker sends it again.") from exc
-        self._produce_s += time.thread_time() - started
-
-    async def _send_rest(self, out: OutBatch, sent: int, reader: BlockReader) -> None:
-        """Back-pressure: the producer's queue is full; the stage waits, and with it the consumer."""
-        assert self._producer is not None
-        since = warned = time.monotonic()
-        while sent < len(out):
-            reader.assignment.waiting()
-            self._producer.poll(0)
-            await asyncio.sleep(0.005)
-            sent = self._producer.send(out, sent)
-            now = time.monotonic()
-            if now - warned > 10:
-                warned = now
-                logger.warning("the producer's queue has been full for %.0f s: is the broker up?", now - since)
 
     # -- ReaderHost, on the consumer thread --
 
@@ -431,8 +401,7 @@ class Worker:
             start = start if committed is None else max(committed, start)
         elif self._checkpoints is not None:
             start = self._load(self._checkpoints, assigned, task)
-        if self.gate is not None:
-            self.gate.assigned(assigned)
+        self.gate.assigned(assigned)
         self._recovered[tp, assigned.epoch] = task
         if not self._owns(tp, assigned.epoch):  # lost before it was kept; lost from now on, it is dropped
             self._recovered.pop((tp, assigned.epoch), None)
@@ -468,7 +437,7 @@ class Worker:
 
     def dropped(self, partitions: list[TP]) -> None:
         assert self._loop is not None
-        if self.gate is not None and self._reader is not None:
+        if self._reader is not None:
             for tp in partitions:
                 self.gate.given_up(tp, self._reader.assignment.settled.get(tp))
         if not self._loop.is_closed():
@@ -483,8 +452,7 @@ class Worker:
             # the partition may have come back meanwhile, with a newer epoch and a new task
             if reader is None or not reader.assignment.owns(tp, epoch):
                 self._tasks.pop(tp, None)
-            if self.gate is not None:
-                self.gate.forget(tp)
+            self.gate.forget(tp)
         for tp, epoch in list(self._recovered):
             if self._reader is None or not self._reader.assignment.owns(tp, epoch):
                 self._recovered.pop((tp, epoch), None)

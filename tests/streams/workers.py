@@ -224,7 +224,7 @@ def values_of(batches: list[RecordBatch]) -> list[bytes]:
     return [v for b in batches for v in b.values if v is not None]
 
 
-def until(condition: Callable[[], bool], what: str, timeout_s: float = 30) -> None:
+def until(condition: Callable[[], bool], what: str, timeout_s: float = 90) -> None:
     """Waits for a condition."""
     deadline = time.monotonic() + timeout_s
     while not condition():
