@@ -2,10 +2,10 @@
 
 For each day p: *frozen*, state and ranker as they were at its start; *streaming*, lists served right after each click
 with what was known then (up to one block of 512 events before it), the ranker fixed at the day's start. The ranker of
-day p is trained on the lists served on day p - 1, of a share of its sessions, by the same protocol. Figures are of a
-share of the day's sessions, as the plain mean over days. Beside it, on the same clicks: the most popular items of all
-time and of the day, co-visitation (how often an item came right after the last one), and the candidates in the order
-they are taken in, without a model.
+day p is trained on the lists served on the two days before, of a share of their sessions, by the same protocol. Figures
+are of a share of the day's sessions, as the plain mean over days. Beside it, on the same clicks: the most popular items
+of all time and of the day, co-visitation (how often an item came right after the last one), and the candidates in the
+order they are taken in, without a model.
 
 Bias: session ids are given, so sessions need no guessing; one process, so that item knowledge lags a block and not a
 network. Speed is that of one thread, candidates, features and ranking: in CPU time, one list at a time.
@@ -14,6 +14,7 @@ network. Speed is that of one thread, candidates, features and ranking: in CPU t
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ __all__ = ["run"]
 CANDIDATES = 100
 #: share of a day's sessions whose lists train the next day's ranker
 TRAIN_SHARE = 0.1
+#: days before a day whose lists train its ranker
+TRAIN_DAYS = 2
 _PROTOCOLS = ("frozen", "streaming")
 _SPEED_LISTS = 2_000
 _WARM_LISTS = 200
@@ -64,6 +67,7 @@ def run(
     tested, trained = clicks.sampled(sample), clicks.sampled(train_share)
     replay = Replay(clicks, CANDIDATES)
     rankers: dict[str, Ranker] = {}
+    learnt: dict[str, deque[Ranked]] = {name: deque(maxlen=TRAIN_DAYS) for name in _PROTOCOLS}
     by_day: dict[tuple[str, str], dict[int, Ranking]] = {}
     recall: dict[str, list[float]] = {name: [] for name in _PROTOCOLS}
     for day, lists in replay.days(first - 1, last, tested | trained):
@@ -75,13 +79,15 @@ def run(
                     by_day.setdefault((name, method), {})[day] = figures
                 notify(f"day {day} {name}: " + _line(by_day[name, "ranker"][day]))
             if day < last:
-                rankers[name] = train_rank(lists[name].of(trained), FEATURES, rounds=rounds)
+                learnt[name].append(lists[name].of(trained).with_a_click())
+                rankers[name] = train_rank(Ranked.concat(learnt[name]), FEATURES, rounds=rounds)
     return {
         "results": [_result(name, method, figures) for (name, method), figures in by_day.items()],
         "recall_candidates": {name: round(float(np.mean(values)), 2) for name, values in recall.items()},
         "days": [first, last],
         "sample": sample,
         "train_share": train_share,
+        "train_days": TRAIN_DAYS,
         "lag_events_max": BLOCK_ROWS,
         "speed": _speed(replay, rankers["streaming"]),
         "state": {

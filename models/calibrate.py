@@ -100,11 +100,18 @@ def fit_calibration(method: CalibrationMethod, raw: FloatArray, y: npt.ArrayLike
 
 
 def fit_platt(raw: FloatArray, y: npt.ArrayLike, version: int = 1) -> Calibration:
-    """Platt scaling by maximum likelihood on rows that the model was not trained on."""
+    """Platt scaling by maximum likelihood on rows that the model was not trained on; PackageError where they are of
+    one class or ranked the wrong way round."""
     from sklearn.linear_model import LogisticRegression
 
     fitted = LogisticRegression(C=1e6).fit(raw.reshape(-1, 1), _both_classes(y))
-    return Calibration("platt", a=float(fitted.coef_[0, 0]), b=float(fitted.intercept_[0]), version=version)
+    a = float(fitted.coef_[0, 0])
+    if not a > 0:
+        raise PackageError(
+            f"calibration: of the {len(raw)} rows of its fold, those with higher scores are not frauds more often; the "
+            "model ranks no better than chance there: train on more rows or other features"
+        )
+    return Calibration("platt", a=a, b=float(fitted.intercept_[0]), version=version)
 
 
 def fit_isotonic(raw: FloatArray, y: npt.ArrayLike, version: int = 1) -> Calibration:

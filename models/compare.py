@@ -13,6 +13,8 @@ from models.package import Manifest, read_manifest
 
 __all__ = ["MetricDifference", "compare"]
 
+#: of a training, what is compared elsewhere: what search and budget came to is in parameters, rounds and size
+_NOT_COMPARED = ("params", "search", "budget", "protocol")
 #: standard errors of a 95% interval
 _Z = 1.96
 
@@ -61,7 +63,7 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
             "same_order": common == [name for name in b.features if name in set(a.features)],
         },
         "metrics": {name: _metric(a, b, name) for name in dict.fromkeys(names)},
-        "training": {k: v for k, v in _differing(a.training, b.training).items() if k != "params"},
+        "training": {k: v for k, v in _differing(a.training, b.training).items() if k not in _NOT_COMPARED},
         "settings": _differing(*params) | {name: pair for name, pair in others.items() if pair[0] != pair[1]},
         "size": {name: (mine, sizes[1][name]) for name, mine in sizes[0].items()},
     }
@@ -79,9 +81,16 @@ def _size(package: Path) -> dict[str, int]:
 
 def _metric(a: Manifest, b: Manifest, name: str) -> MetricDifference:
     first, second = (m.metrics.get(name) for m in (a, b))
-    errors = [_standard_error(m.metrics, name) for m in (a, b)]
+    errors = [_measured_error(m, name) or _standard_error(m.metrics, name) for m in (a, b)]
     known = [error for error in errors if error is not None]
     return MetricDifference(first, second, _Z * math.hypot(*known) if len(known) == 2 else None)
+
+
+def _measured_error(manifest: Manifest, name: str) -> float | None:
+    """The standard deviation over draws of cards, where the training measured it."""
+    found = manifest.evaluation.get("intervals", {}).get(name, {})
+    deviation: float | None = found.get("deviation")
+    return deviation
 
 
 def _standard_error(metrics: Mapping[str, Any], name: str) -> float | None:

@@ -141,17 +141,6 @@ def _ranking(
     return Difference(first, second, second - first, float(low), float(high))
 
 
-def average_precision(self, weight: FloatArray) -> float:
-        """Sum over scores of the gain in recall times the precision there; NaN without a fraud of any weight."""
-        w = weight[self._order]
-        found = np.cumsum(w * self._y)[self._ends]
-        taken = np.cumsum(w)[self._ends]
-        if found[-1] == 0:
-            return float("nan")
-        precision = np.divide(found, taken, out=np.zeros(len(found)), where=taken > 0)
-        return float(np.sum(np.diff(found, prepend=0.0) * precision) / found[-1])
-
-
 def average_precision(y: npt.ArrayLike, score: FloatArray, weight: FloatArray | None = None) -> float:
     """Average precision of weighted rows, tied scores taken together, all arrays (n,)."""
     labels = np.asarray(y).astype(np.float64)

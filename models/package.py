@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 FORMAT_VERSION = 1
-_LIBRARIES = ("lightgbm", "numba", "numpy")
+_LIBRARIES = ("lightgbm", "numba", "numpy", "scikit-learn", "scipy")
 #: fields of a manifest that came after the first packages
 _LATER = ("evaluation", "conformal", "reference", "categories")
 

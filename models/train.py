@@ -26,6 +26,14 @@ from models.search import search
 __all__ = ["DAY_MS", "Recipe", "Split", "Tested", "Trained", "train_fraud"]
 
 
+#: for the manifest
+_PROTOCOL = (
+    "folds of the training range by time: fit, validation (where settings were chosen), calibration; the model is then "
+    "trained on all of it; labels come before the test range; test rows of cards with a fraud known by their day, "
+    "counted from known_from or train_from, are not measured"
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """How to train; ModelError where a value cannot be.
@@ -59,6 +67,8 @@ class Recipe:
                 weight != "balanced" if isinstance(weight, str) else not 0.0 < weight < float("inf")
             ),
             f"search: {self.search} trials; give 0 or more": self.search < 0,
+            f"resamples: {self.resamples}; give 0 or more": self.resamples < 0,
+            f"conformal alpha: {self.alpha} is not between 0 and 1; give 0.1": not 0.0 < self.alpha < 1.0,
             f"budget: {self.budget_us} us; give more than 0": self.budget_us is not None and not self.budget_us > 0.0,
         }
         for text, is_wrong in wrong.items():
@@ -89,7 +99,8 @@ class Trained:
     """A trained model: LightGBM's text, its calibration, the test metrics and what it was trained on.
 
     ``evaluation``: ``intervals`` of the metrics (`metric_intervals`; absent without resamples) and the
-    ``calibration_table``. ``conformal``: `Conformal.to_json` with what is ``measured`` on the test range.
+    ``calibration_table``. ``conformal``: `Conformal.to_json`, how many rows of each class the ``fold`` had
+    that it is of, and what is ``measured`` on all rows of the test range.
     ``reference``: `models.histogram.reference` of the test range's rows, which the model was not trained on.
     """
 
@@ -146,10 +157,10 @@ def train_fraud(
     integers that identify cards (for card precision). Rows in any order of time.
 
     1. With a search or a budget, settings are chosen on the validation fold, see `models.folds.Folds`.
-    2. A first model, trained on the rows before the calibration's fold, scores it; calibration and conformal thresholds
-       are fitted to these scores.
-    3. The model returned is trained on the whole range, and cut to the budget. It has seen more rows than the one
-       calibrated, which the test's Brier score, log loss and coverage include.
+    2. The model returned is trained on the whole range, and cut to the budget.
+    3. Another one of the same settings, trained on the rows before the calibration's fold, scores it; calibration and
+       conformal thresholds are fitted to these scores. The model returned has seen more rows than this one, which the
+       test's Brier score, log loss and coverage include.
     4. The test range is measured once. Nothing is chosen by it.
 
     ``progress(done, all)`` is called after each boosting round. ``num_threads`` changes nothing but the time.
@@ -162,46 +173,45 @@ def train_fraud(
     steps = Steps(progress, recipe.trainings)
     settings, chosen = _settings(data, folds, card, recipe, num_threads, steps)
 
+    text = fit(data, folds.train, settings, num_threads, steps).text
+    if recipe.budget_us is not None:
+        cut = cut_to(text, recipe.budget_us, data.matrix(folds.train))
+        text, settings = cut.text, settings.changed(rounds=cut.rounds)
+        chosen["budget"] |= {"us_per_row": cut.us_per_row, "rounds": cut.rounds}
     first = fit(data, folds.train & ~folds.calibration, settings, num_threads, steps)
     raw = LightGBMPredictor(first.text).predict_raw(data.matrix(folds.calibration))
     calibration = fit_calibration(recipe.calibration, raw, labels[folds.calibration])
     conformal = fit_conformal(raw, labels[folds.calibration], recipe.alpha)
-    text = fit(data, folds.train, settings, num_threads, steps).text
-    if recipe.budget_us is not None:
-        text, cost = cut_to(text, recipe.budget_us, data.matrix(folds.train))
-        chosen["budget"]["us_per_row"] = cost
 
     all_raw = LightGBMPredictor(text, num_threads).predict_raw(data.matrix(folds.test))
-    measured = _known_out(split, event_time_ms, card, labels)[folds.test]
-    rows = np.flatnonzero(folds.test)[measured]
-    tested = Tested(
-        x=x[rows],
-        raw=all_raw[measured],
-        probability=calibration.apply(all_raw[measured]),
-        y=labels[rows] == 1,
-        day=event_time_ms[rows] // DAY_MS,
-        card=card[rows],
-    )
-    training = split.to_json() | {
-        "rows": int(folds.train.sum()),
-        "frauds": int(labels[folds.train].sum()),
-        "validation_from": folds.validation_from,
-        "calibration_from": folds.calibration_from,
-        "rounds": settings.rounds,
-        "params": dict(settings.params),
-        **chosen,
-    }
+    measured = _unknown(split, event_time_ms, card, labels)[folds.test]
+    rows, raw = np.flatnonzero(folds.test)[measured], all_raw[measured]
+    tested = Tested(x[rows], raw, calibration.apply(raw), labels[rows] == 1, event_time_ms[rows] // DAY_MS, card[rows])
     return Trained(
         model_text=text,
         features=tuple(features),
         calibration=calibration,
-        metrics=evaluate(tested.raw, tested.probability, tested.y, tested.day, tested.card),
-        training=training,
+        metrics=evaluate(raw, tested.probability, tested.y, tested.day, tested.card),
+        training=_training(split, folds, labels, settings) | chosen,
         evaluation=_evaluation(tested, recipe),
-        conformal=conformal.to_json() | {"measured": coverage(conformal, tested.raw, tested.y)},
+        conformal=conformal.to_json()
+        | {"fold": _classes(labels[folds.calibration]), "measured": coverage(conformal, all_raw, labels[folds.test])},
         reference=reference(data.matrix(folds.test), features, calibration.apply(all_raw)),
         tested=tested,
     )
+
+
+def _training(split: Split, folds: Folds, y: npt.NDArray[np.int8], settings: Settings) -> dict[str, Any]:
+    """What the model was trained on and how, as plain data."""
+    return split.to_json() | {
+        "rows": int(folds.train.sum()),
+        "frauds": int(y[folds.train].sum()),
+        "protocol": _PROTOCOL,
+        "validation_from": folds.validation_from,
+        "calibration_from": folds.calibration_from,
+        "rounds": settings.rounds,
+        "params": dict(settings.params),
+    }
 
 
 def _settings(
@@ -244,13 +254,17 @@ def _settings(
     return settings, found
 
 
-def _known_out(split: Split, event_time_ms: IntArray, card: IntArray, labels: npt.NDArray[np.int8]) -> BoolArray:
+def _unknown(split: Split, event_time_ms: IntArray, card: IntArray, labels: npt.NDArray[np.int8]) -> BoolArray:
     """(n,) rows that the protocol measures: those of cards without a fraud known by their day."""
     since = event_time_ms >= (split.train_from if split.known_from is None else split.known_from)
     day = event_time_ms // DAY_MS
     unknown = np.zeros(len(event_time_ms), dtype=np.bool_)
     unknown[since] = not_known_before(day[since], card[since], labels[since], -(-split.label_delay_ms // DAY_MS))
     return unknown
+
+
+def _classes(y: npt.NDArray[np.int8]) -> dict[str, int]:
+    return {"fraud": int(y.sum()), "legitimate": int(np.sum(y == 0))}
 
 
 def _evaluation(tested: Tested, recipe: Recipe) -> dict[str, Any]:

@@ -14,8 +14,9 @@ class Alert:
     """One alert, the fields of the contract of topic ``alerts``.
 
     ``event_time`` ms: the end of the period that raised it. ``kind``: input_drift, score_drift, segment_drift,
-    missing_rate, unseen_rate, estimated_performance, performance_drift, calibration_drift. ``value`` and ``threshold``
-    are those of the strongest watch, on ``subject``. ``evidence`` is JSON data, see `monitoring.evidence`. ``action``
+    missing_rate, unseen_rate, estimated_performance, performance_drift, calibration_drift; of lists list_performance,
+    list_coverage, popularity_bias, rung_share, source_share. ``value`` and ``threshold`` are those of the strongest
+    watch, on ``subject``. ``evidence`` is JSON data, see `monitoring.evidence`. ``action``
     is "none" until a policy takes one.
     """
 

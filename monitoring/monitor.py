@@ -203,6 +203,8 @@ class Monitor:
                 left_out = np.flatnonzero(track.left_out()).tolist()
                 half["left_out"] = sorted({f"{track.watches[i].subject}/{track.watches[i].measure}" for i in left_out})
                 half["strongest"] = number(float(track.strength.max(initial=0.0)))
+                if track.judged:
+                    half["psi"] = self._psi(track)
             out[track.family.name] = half
         labelled = self._labelled_track
         if labelled.judged:
@@ -210,6 +212,13 @@ class Monitor:
             out["labelled"] |= figures_of_labels(recent, labelled.reference, self.settings.threshold)
             out["labelled"]["card_precision"] = [number(v) for _, v in self._card_precision]
         return out
+
+    def _psi(self, track: Track) -> dict[str, float | None]:
+        """By subject, of the longest window."""
+        now = track.counts[track.period > track.period[-1] - self.settings.windows[-1]].sum(0)
+        values = track.family.values(now[None], track.reference.sum(0)[None])[0]
+        named = zip(track.family.watches, values.tolist(), strict=True)
+        return {watch.subject: number(value) for watch, value in named if watch.measure == "psi"}
 
     def state(self) -> Arrays:
         """All that later alerts depend on, as plain arrays in canonical form: equal for equal logs however they were

@@ -101,6 +101,7 @@ class _Writing:
     series: Series
     child: Child
     draft: Draft
+    began_s: float
 
 
 @dataclass(slots=True)
@@ -122,6 +123,8 @@ class Checkpoints:
     settings: CheckpointSettings = field(default_factory=CheckpointSettings)
     #: written since the start
     written: int = 0
+    #: how long the last one took, from the fork until it was where it is kept
+    took_s: float = 0.0
     #: how long each held up the event loop, and with it all stages
     pauses: LatencyDigest = field(default_factory=LatencyDigest)
     _taken: dict[TP, _Taken] = field(default_factory=dict)
@@ -214,7 +217,7 @@ class Checkpoints:
         except (CheckpointError, StoreError) as exc:
             self._not_taken(tp, str(exc))
             return
-        self._writing = _Writing(tp, Series(of.stage, of.topic_id, tp.partition), child, draft)
+        self._writing = _Writing(tp, Series(of.stage, of.topic_id, tp.partition), child, draft, time.monotonic())
         self.pauses.add(np.array([1000 * (time.perf_counter() - began)]))
 
     def _end(self, writing: _Writing, committed: Callable[[TP], int]) -> None:
@@ -241,6 +244,7 @@ class Checkpoints:
         try:
             self.store.publish(writing.draft)
             self.written += 1
+            self.took_s = time.monotonic() - writing.began_s
             self.store.prune(writing.series, self.settings.kept, committed)
             join_pages()
         except StoreError as exc:

@@ -16,8 +16,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+
 from streams.assignment import Assignment
 from streams.errors import FatalError, HeadraceError
+from streams.latency import LatencyDigest
 from streams.log import (
     TP,
     CommitFailed,
@@ -173,6 +176,9 @@ class Committer:
         self._thread = thread(target=self._run, name="headrace-commit", daemon=True)
         #: CPU seconds of the thread that sends transactions
         self.cpu_s = 0.0
+        #: when the commit on its way, or the last, was begun; how long those took that came through, flush included
+        self._began_at = self._at
+        self.latency = LatencyDigest()
         if producer is not None:
             assignment.held = lambda: self.full
             self._thread.start()
@@ -228,9 +234,11 @@ class Committer:
         At least once, a crash between 3 and 6 sends outputs again after the restart (same bytes, same source), never
         fewer. Exactly once, a crash anywhere leaves outputs and offsets both committed or both not.
         """
-        deadline = self._clock() + flush_s
+        began_at = self._clock()
+        deadline = began_at + flush_s
         if not self._none_on_its_way(flush_s if wait else 0.0):
             return False
+        self._began_at = began_at
         if not self._outbox and not self._assignment.to_commit(only):
             self._at = self._clock()
             return True
@@ -303,10 +311,14 @@ class Committer:
         self._sent_at = None
         if error is None:
             self._assignment.committed(offsets)
+            self._took()
         else:
             moved = isinstance(error, CommitFailed)
             # outputs are safe: where the partitions are still ours the offsets go with the next commit
             logger.warning("commit refused, %s: %s", "the partitions have moved on" if moved else "trying again", error)
+
+    def _took(self) -> None:
+        self.latency.add(np.array([1000 * (self._clock() - self._began_at)]))
 
     # -- exactly once, on the thread of the transactions --
 
@@ -333,6 +345,7 @@ class Committer:
             self._aborts = 0
             self._outbox.committed(transaction.kept)
             self._assignment.committed(transaction.offsets)
+            self._took()
             return
         self._outbox.put_back(transaction.kept)
         if isinstance(error, CommitFailed):

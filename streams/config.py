@@ -14,10 +14,12 @@ from typing import Any
 from features.fraud import SETS
 from models.errors import ModelError
 from models.explain_policy import ReasonsPolicy
+from streams.control_settings import ControlSettings
 from streams.errors import ConfigError
 from streams.kafka_jars import home_dir
+from streams.segments import segments_of
 from streams.shedding import SheddingPolicy
-from streams.web_address import Address, webhook_url
+from streams.web_address import Address, peers, webhook_url
 
 __all__ = ["Settings", "load_settings"]
 
@@ -114,6 +116,12 @@ class Settings:
         1,
     )
     alert_threshold: float = _setting(0.5, "monitor: scores at or above it are acted on, by whom they are sent to", 0)
+    monitor_segments: str = _setting(
+        "",
+        "monitor: features by whose values scores are watched apart as well, such as is_weekend,is_night; of each the "
+        "15 most frequent values",
+        check=segments_of,
+    )
     false_alarms: float = _setting(1.0, "monitor: alerts in 30 days that may be raised where nothing has changed", 0)
     list_click_ms: int = _setting(
         1_800_000, "monitor: how long after a list what its user does next counts for it, or against it", 1
@@ -149,6 +157,7 @@ class Settings:
         "", "HOST:PORT of the web page and the metrics; :PORT or PORT is on 127.0.0.1; empty: none", check=Address.parse
     )
     web_remote: bool = _setting(False, "web_address may be one that other machines reach; all who do can read")
+    web_peers: str = _setting("", "pages to link to, as PIPELINE=PORT,..; --pipeline all sets it", check=peers)
     web_token: str = _setting(
         "", "what a changing request must bring, as ${env:NAME} or ${file:PATH}; empty: none is taken", secret=True
     )
@@ -163,6 +172,13 @@ class Settings:
         "", "the webhook's bearer token, as ${env:NAME} or ${file:PATH}; empty: none", secret=True
     )
     alerts_webhook_timeout_ms: int = _setting(10_000, "a delivery to the webhook that takes longer has failed", 1)
+    control: Mapping[str, Any] = field(
+        default_factory=dict,
+        metadata={
+            "help": "what is done about alerts, see streams.control_settings",
+            "check": ControlSettings.of,
+        },
+    )
     kafka: Mapping[str, Any] = field(default_factory=dict, metadata={"help": "librdkafka settings, passed through"})
 
     def log_url(self) -> str:
@@ -186,6 +202,10 @@ class Settings:
     def secret(self, name: str) -> str:
         """The setting of this name, fetched from where it is kept; empty: there is none. ConfigError: not to be had."""
         return str(_secret(f"setting {name}", getattr(self, name)))
+
+    def control_settings(self) -> ControlSettings:
+        """What is done about which alert."""
+        return ControlSettings.of(self.control)
 
     def kafka_config(self) -> dict[str, Any]:
         """The librdkafka settings, flat, with the poll interval that the watchdog follows."""
@@ -244,7 +264,7 @@ def load_settings(
     env = os.environ if environment is None else environment
     for spec in fields(Settings):
         text = env.get(f"HEADRACE_{spec.name.upper()}")
-        if text and spec.name != "kafka":
+        if text and not spec.type.startswith("Mapping"):
             values[spec.name] = text
     values.update({k: v for k, v in (overrides or {}).items() if v is not None})
     known = {spec.name: spec for spec in fields(Settings)}
@@ -300,8 +320,8 @@ def _checked(spec: Any, given: Any) -> Any:
         value = str(value).lower() in ("true", "1")
     elif kind == "str" and not isinstance(value, str):
         raise ConfigError(f"setting {name}: {value!r} is not text; {spec.metadata['help']}")
-    elif name == "kafka" and not isinstance(value, Mapping):
-        raise ConfigError(f"setting {name}: {value!r} is not a table; write [kafka] and a line for each setting")
+    elif kind.startswith("Mapping") and not isinstance(value, Mapping):
+        raise ConfigError(f"setting {name}: {value!r} is not a table; write [{name}] and a line for each setting")
     if (check := spec.metadata.get("check")) is not None:
         try:
             check(value)

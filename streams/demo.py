@@ -10,7 +10,6 @@ written lies in one temporary folder; every child ends with us.
 
 from __future__ import annotations
 
-import json
 import logging
 import tempfile
 import threading
@@ -26,9 +25,9 @@ from rich.console import Console
 
 from streams.broker import BrokerError, kafka_available
 from streams.config import Settings, load_settings
-from streams.demo_children import Child, DemoWorker, Job, WorkerProcess, WorkerThread
+from streams.demo_children import Beside, Child, DemoWorker, Job, WorkerProcess, WorkerThread
 from streams.demo_model import History, Reasons, Stopped, add_model, make_features, make_history, train
-from streams.demo_plan import HISTORY_DAYS, RECENT_DAYS, SLICES_AT_ONCE, DemoSettings, Plan, make_plan
+from streams.demo_plan import HISTORY_DAYS, RECENT_DAYS, SLICES_AT_ONCE, DemoSettings, Plan, make_plan, write_config
 from streams.demo_report import Accounts, figures
 from streams.demo_scores import ScoreReader
 from streams.demo_screen import Steps, View
@@ -59,7 +58,9 @@ class DemoError(HeadraceError):
 class Demo:
     """One run. ``stop`` set from anywhere ends it at once, in order; `run` returns the exit code."""
 
-    def __init__(self, settings: DemoSettings, console: Console, stop: threading.Event) -> None:
+    def __init__(
+        self, settings: DemoSettings, console: Console, stop: threading.Event, beside: Beside | None = None
+    ) -> None:
         self.settings = settings
         self.accounts = Accounts()
         self.backend = ""
@@ -70,6 +71,9 @@ class Demo:
         self._stop = stop
         self._steps = Steps(_STEPS)
         self._view = View(settings.seconds, self._steps, self.accounts)
+        self._beside = beside
+        if beside is not None:
+            self._view.below = beside.below
         self._log: Log | None = None
         self._producer: LogProducer | None = None
         self._worker: DemoWorker | None = None
@@ -99,6 +103,7 @@ class Demo:
                 self._steps.fail()
                 failure = f"{error}{self._logs(folder)}"
         self.problems = [failure] if failure else self._disagreements()
+        self.problems += self._beside.end() if self._beside is not None else []
         self._view.leave(self._console, self.problems, self.seconds, stopped=self._stop.is_set())
         return EXIT_FAILED if self.problems else EXIT_OK
 
@@ -119,6 +124,8 @@ class Demo:
     def _run(self, folder: Path) -> None:
         plan = make_plan(self.settings, int(time.time() * 1000))
         broker = self._start_broker(folder)
+        if self._beside is not None:
+            self._beside.start()
         opened = self._job(lambda: self._open_log(broker))
         warming = [self._child(f"kernels-{part}", "streams.demo_warm", [part], folder) for part in PARTS]
         self._steps.start("kernels", "compiled at the first start, kept beside the source")
@@ -131,12 +138,17 @@ class Demo:
         self._steps.done(
             "kernels", "compiled by numba, kept beside the source" if fresh else "kept from an earlier start"
         )
-        _write_config(config, plan, folder / "models", "")
+        write_config(config, plan, folder / "models", "")
         self._train(plan, history, load_settings(config, {}), folder / "models")
         self._log = self._await_log(opened)
-        _write_config(config, plan, folder / "models", self._log.url)
+        if self._beside is not None:
+            self._beside.use(self.backend, self._log)
+        write_config(config, plan, folder / "models", self._log.url)
         self._start_worker(config, folder, load_settings(config, {}))
         self._fill_windows(plan)
+        if self._beside is not None:
+            beside = self._beside
+            self._wait(lambda: beside.is_live)
         self._go_live(plan)
 
     def _start_broker(self, folder: Path) -> Child | None:
@@ -207,6 +219,7 @@ class Demo:
 
     def _start_worker(self, config: Path, folder: Path, settings: Settings) -> None:
         assert self._log is not None
+        self._group = settings.group
         self._steps.start("worker")
         self._worker = WorkerThread(config) if self.backend == "memory" else WorkerProcess(config, folder)
         self._children += [self._worker.child] if isinstance(self._worker, WorkerProcess) else []
@@ -215,7 +228,6 @@ class Demo:
         self._scores.start()
         worker, scores = self._worker, self._scores
         self._wait(lambda: worker.is_ready and scores.subscribed.is_set(), _READY_S, "the worker to be ready")
-        self._group = settings.group
         self._steps.done("worker", worker.where)
 
     def _fill_windows(self, plan: Plan) -> None:
@@ -277,6 +289,8 @@ class Demo:
         """Waits until the worker has read and scored all that was sent, and ends it."""
         for job in self._jobs:
             job.join(5.0)
+        if self._beside is not None:
+            self._beside.end()
         if self._worker is None or self._scores is None or self._producer is None or self._log is None:
             return
         self._view.finishing()
@@ -321,6 +335,8 @@ class Demo:
 
     def _close(self) -> None:
         """Whatever still runs ends: the worker first, the broker last."""
+        if self._beside is not None:
+            self._beside.end()
         if self._scores is not None:
             self._scores.close()
         if self._producer is not None:
@@ -380,15 +396,3 @@ class Demo:
             if lines:
                 parts.append(f"\n-- {path.stem}, last lines of its log --\n" + "\n".join(lines))
         return "".join(parts)
-
-
-def _write_config(path: Path, plan: Plan, models: Path, bootstrap: str) -> None:
-    """The worker's headrace.toml."""
-    settings = {
-        "checkpoints": str(path.with_name("checkpoints")) if bootstrap.startswith("headrace://") else "none",
-        "bootstrap": bootstrap.removeprefix("headrace://") or "memory://demo",
-        "models": str(models),
-        "allowed_lateness_ms": plan.allowed_lateness_ms,
-    }
-    # JSON's texts and integers are TOML's too
-    path.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items()))

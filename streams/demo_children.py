@@ -20,9 +20,12 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 from streams.config import Settings, load_settings
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from streams.log import Log
     from streams.worker import Worker
 
-__all__ = ["Child", "DemoWorker", "Job", "WorkerProcess", "WorkerThread", "child_command"]
+__all__ = ["Beside", "Child", "DemoWorker", "Job", "WorkerProcess", "WorkerThread", "child_command"]
 
 _T = TypeVar("_T")
 #: more than a worker or a broker needs to end
@@ -165,6 +168,26 @@ class DemoWorker(Protocol):
 
     def figures(self) -> Mapping[str, int]:
         """What it has done, once stopped; empty if it could not say."""
+
+
+class Beside(Protocol):
+    """What is shown beside, on the same log."""
+
+    def start(self) -> None:
+        """Everything may begin that needs no log."""
+
+    def use(self, backend: str, log: Log) -> None:
+        """The log is there."""
+
+    @property
+    def is_live(self) -> bool:
+        """Whether it shows what it has to show, or never will."""
+
+    def below(self) -> RenderableType | None:
+        """To be shown below the rest."""
+
+    def end(self) -> list[str]:
+        """Ends it, and says what was wrong; again and again says the same."""
 
 
 class WorkerProcess:

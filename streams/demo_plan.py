@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 from features.schema import TIME_MS_MIN
 from streams.errors import ConfigError
@@ -20,6 +22,7 @@ __all__ = [
     "Plan",
     "faults",
     "make_plan",
+    "write_config",
 ]
 
 HISTORY_DAYS = 75
@@ -107,3 +110,15 @@ def make_plan(settings: DemoSettings, now_ms: int) -> Plan:
 def faults() -> Imperfections:
     """A few of each, as in life: unreadable, sent twice, hours late."""
     return Imperfections(malformed=0.002, duplicates=0.003, late=0.003, late_ms_max=DAY_MS)
+
+
+def write_config(path: Path, plan: Plan, models: Path, bootstrap: str) -> None:
+    """The worker's headrace.toml."""
+    settings = {
+        "checkpoints": str(path.with_name("checkpoints")) if bootstrap.startswith("headrace://") else "none",
+        "bootstrap": bootstrap.removeprefix("headrace://") or "memory://demo",
+        "models": str(models),
+        "allowed_lateness_ms": plan.allowed_lateness_ms,
+    }
+    # JSON's texts and integers are TOML's too
+    path.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items()))

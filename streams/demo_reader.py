@@ -19,15 +19,16 @@ __all__ = ["DemoReader"]
 
 
 class DemoReader(threading.Thread, ABC):
-    """Counts all records of ``topic`` and all dead letters from the start of the log.
+    """Counts all records of ``topic``, and the dead letters of records of ``inputs``, from the start of the log.
 
     The counters are written by this thread alone and may be read by any other.
     """
 
-    def __init__(self, log: Log, topic: str) -> None:
+    def __init__(self, log: Log, topic: str, inputs: Sequence[str]) -> None:
         super().__init__(name=f"demo-{topic}", daemon=True)
         self._log = log
         self._topic = topic
+        self._sources = tuple(f"{name}/".encode() for name in inputs)
         self._closing = threading.Event()
         self._grown = threading.Condition()
         self._live = False
@@ -73,7 +74,8 @@ class DemoReader(threading.Thread, ABC):
     def _take(self, batch: RecordBatch) -> None:
         now = time.perf_counter()
         if batch.tp.topic == DEAD_LETTERS:
-            self.dead_letters += len(batch)
+            headers = (dict(batch.headers(i)) for i in range(len(batch)))
+            self.dead_letters += sum((of.get("source") or b"").startswith(self._sources) for of in headers)
             return
         self._look_into([value for value in batch.values if value is not None], now)
         with self._grown:

@@ -15,7 +15,7 @@ from streams.demo_reader import DemoReader
 from streams.liveview import BINS, HighScore
 from streams.log import Log
 from streams.simulator_stream import Chunk, Tag
-from streams.topics import FRAUD_SCORES
+from streams.topics import BY_TERMINAL, FRAUD_SCORES, LABELS, TRANSACTIONS
 
 __all__ = ["HIGH_SCORE", "ScoreReader"]
 
@@ -31,7 +31,7 @@ class ScoreReader(DemoReader):
     """
 
     def __init__(self, log: Log, reason: Callable[[Mapping[str, Any]], str]) -> None:
-        super().__init__(log, FRAUD_SCORES)
+        super().__init__(log, FRAUD_SCORES, (TRANSACTIONS, LABELS, BY_TERMINAL))
         self._reason = reason
         self.late = self.high = self.history_late = 0
         self.histogram: IntArray = np.zeros(BINS, np.int64)

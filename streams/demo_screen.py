@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 from streams.demo_report import Accounts
 from streams.demo_scores import ScoreReader
@@ -76,6 +76,8 @@ class View:
     def __init__(self, seconds_total: float | None, steps: Steps, accounts: Accounts) -> None:
         self.backend = self.model = ""
         self.scores: ScoreReader | None = None
+        #: what is shown below, if anything
+        self.below: Callable[[], RenderableType | None] = lambda: None
         self._seconds_total = seconds_total
         self._steps, self._accounts = steps, accounts
         self._screen: LiveScreen | None = None
@@ -119,7 +121,7 @@ class View:
             self._in.append((counts[0] - self._at_rate[0]) / seconds)
             self._out.append((counts[1] - self._at_rate[1]) / seconds)
             self._rated, self._at_rate = moment, counts
-        self._screen.update(self._snapshot(moment))
+        self._screen.update(self._snapshot(moment), self.below())
 
     def _counts(self) -> tuple[int, int]:
         """Sent and scored in the live part."""

@@ -53,6 +53,8 @@ class LagWatch:
     ) -> None:
         self._assignment, self._said_s, self._clock_s, self._now_s = assignment, said_s, clock_s, now_s
         self._lags: dict[str, Lag] = {}
+        #: where the partitions' logs end, as of the last look
+        self.ends: Mapping[TP, int] = {}
         self._behind: dict[str, _Behind] = {}
 
     @property
@@ -62,6 +64,7 @@ class LagWatch:
 
     def note(self, ends: Mapping[TP, int]) -> None:
         """To be called about once a second, with where the partitions' logs end."""
+        self.ends = ends
         records = self._assignment.waiting_records(ends)
         lags: dict[str, Lag] = {}
         for topic, count in sorted(records.items()):

@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 from types import TracebackType
 
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.layout import Layout
 from rich.live import Live
 
 from streams.liveview import DemoSnapshot, DemoView, plain_line
 
 __all__ = ["LiveScreen"]
+
+#: of what is below, where the console has so many in all; else one line of it, which may be broken once
+_BELOW_ROWS, _TALL, _BELOW_ROWS_LOW = 15, 40, 2
 
 
 class LiveScreen:
@@ -37,10 +41,16 @@ class LiveScreen:
         if self._live is not None:
             self._live.stop()
 
-    def update(self, snapshot: DemoSnapshot) -> None:
-        """Shows this snapshot in place of the last."""
+    def update(self, snapshot: DemoSnapshot, below: RenderableType | None = None) -> None:
+        """Shows this snapshot in place of the last, with what is ``below`` it where that is shown at all."""
         if self._live is not None:
-            self._live.update(DemoView(snapshot), refresh=True)
+            picture: RenderableType = DemoView(snapshot)
+            if below is not None:
+                whole = Layout()
+                rows = _BELOW_ROWS if self._console.height >= _TALL else _BELOW_ROWS_LOW
+                whole.split_column(Layout(picture), Layout(below, size=rows))
+                picture = whole
+            self._live.update(picture, refresh=True)
             return
         for phase in snapshot.phases:
             if phase.state in ("done", "failed") and phase.name not in self._shown:

@@ -13,6 +13,7 @@ from streams.errors import ConfigError
 from streams.log import connect
 from streams.pipelines.monitor import MonitorPipeline
 from streams.pipelines.monitor_watch import WatchSettings
+from streams.segments import segments_of
 from streams.worker import Worker
 from streams.worker_of import worker_of
 
@@ -32,7 +33,12 @@ def join_settings(settings: Settings) -> JoinSettings:
 def make_pipeline(settings: Settings) -> MonitorPipeline:
     """The pipeline of these settings. ConfigError: one that cannot be."""
     join = join_settings(settings)
-    watch = WatchSettings(settings.label_mature_ms, settings.alert_threshold, settings.false_alarms)
+    watch = WatchSettings(
+        settings.label_mature_ms,
+        settings.alert_threshold,
+        settings.false_alarms,
+        segments_of(settings.monitor_segments),
+    )
     lists = ListSettings(
         settings.list_click_ms, settings.allowed_lateness_ms, false_alarms_per_30d=settings.false_alarms
     )

@@ -1,7 +1,11 @@
-"""`headrace demo --pipeline recommend`: a simulated shop, a list after each click, one user's list as it changes."""
+"""The shop of `headrace demo`: simulated, a list after each click, one user's list as it changes.
+
+By itself with ``--pipeline recommend``; by default beside the card business, on the same log: `streams.both_demo`.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -9,6 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping
+from concurrent.futures import Future
 from contextlib import ExitStack
 from itertools import takewhile
 from pathlib import Path
@@ -54,15 +59,26 @@ class _Stopped(Exception):
 
 
 class ShopDemo:
-    """One run. ``stop`` set from anywhere ends it at once, in order; `run` returns the exit code."""
+    """One run. ``stop`` set from anywhere ends it at once, in order; `run` returns the exit code.
 
-    def __init__(self, settings: DemoSettings, console: Console, stop: threading.Event) -> None:
+    `run_on` does the same on a log of others, once ``log`` of theirs is there (backend and log), and leaves the screen
+    to them.
+    """
+
+    def __init__(
+        self,
+        settings: DemoSettings,
+        console: Console,
+        stop: threading.Event,
+        log: Future[tuple[str, Log]] | None = None,
+    ) -> None:
         self.settings = settings
         self.seconds = 0.0
         self.problems: list[str] = []
         self._console, self._stop = console, stop
-        self._steps = Steps(("kafka", "model", "worker", "history"))
-        self._screen = ShopScreen(console, self._steps)
+        self._others = log
+        self._steps = Steps(("kafka", "model", "worker", "history") if log is None else ("model", "worker", "history"))
+        self.screen = ShopScreen(console, self._steps, "" if log is None else "shop ")
         self._backend = ""
         #: records sent in all, and of the live part, and what of it is wrong on purpose
         self._history = self._sent = self._malformed = self._duplicates = 0
@@ -70,6 +86,7 @@ class ShopDemo:
         self._lists: ListReader | None = None
         self._producer: LogProducer | None = None
         self._children: list[Child] = []
+        self._training: Job[str] | None = None
         self._books: Mapping[str, int] = {}
 
     def run(self) -> int:
@@ -80,7 +97,7 @@ class ShopDemo:
             stack.callback(logging.basicConfig, force=True)
             stack.callback(self._close)
             try:
-                with self._screen.on():
+                with self.screen.on():
                     try:
                         self._run(folder)
                     except _Stopped:
@@ -89,8 +106,26 @@ class ShopDemo:
             except (HeadraceError, OSError) as error:
                 self._steps.fail()
                 self.problems = [str(error)]
-        self._console.print(self._farewell(), highlight=False, markup=False, soft_wrap=True)
+        self._console.print(self.farewell(), highlight=False, markup=False, soft_wrap=True)
         return EXIT_FAILED if self.problems else EXIT_OK
+
+    def run_on(self) -> None:
+        """As `run`, in a thread of its own that lives as long as its worker."""
+        with tempfile.TemporaryDirectory(prefix="headrace-demo-") as folder:
+            try:
+                with contextlib.suppress(_Stopped):
+                    self._run(Path(folder))
+                self._finish()
+            except (HeadraceError, OSError) as error:
+                self._steps.fail()
+                self.problems = [f"shop: {error}"]
+            finally:
+                self._close()
+
+    @property
+    def is_live(self) -> bool:
+        """Whether its live part has begun."""
+        return self.screen.live_since is not None
 
     def figures(self) -> dict[str, Any]:
         """What ``--json`` prints, after `run`: ``received`` and the like are of the live part; a list is ``scored``."""
@@ -120,8 +155,14 @@ class ShopDemo:
 
     def _run(self, folder: Path) -> None:
         shop = self._shop()
-        log = self._open_log(folder)
-        self._train(shop, folder / "models")
+        if self._others is None:
+            log = self._open_log(folder)
+            self._train(shop, folder / "models")
+        else:
+            self._train(shop, folder / "models")
+            others = self._others
+            self._wait(others.done)
+            self._backend, log = others.result()
         self._start_worker(log, folder)
         self._fill(shop)
         self._go_live(shop)
@@ -145,7 +186,7 @@ class ShopDemo:
     def _train(self, shop: Shop, models: Path) -> None:
         """A ranker of the lists that would have been served after the history's clicks."""
         self._steps.start("model", "compiles the kernels at the first start")
-        training = Job(lambda: train_on_history(shop, _HISTORY_MS, _SHOP, models))
+        training = self._training = Job(lambda: train_on_history(shop, _HISTORY_MS, _SHOP, models))
         self._wait(lambda: not training.is_alive())
         self._steps.done("model", training.result())
 
@@ -162,11 +203,13 @@ class ShopDemo:
         }
         # JSON's texts and integers are TOML's too
         config.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items()))
+        if self._stop.is_set():
+            raise _Stopped
         worker = WorkerProcess(config, folder, "recommend") if kafka else WorkerThread(config, "recommend")
         self._worker = worker
         self._children += [worker.child] if isinstance(worker, WorkerProcess) else []
         self._producer = log.producer()
-        lists = self._lists = self._screen.lists = ListReader(log)
+        lists = self._lists = self.screen.lists = ListReader(log)
         lists.start()
         self._wait(lambda: worker.is_ready and lists.subscribed.is_set(), _READY_S, "the worker to be ready")
         self._steps.done("worker", worker.where)
@@ -213,7 +256,7 @@ class ShopDemo:
             self._duplicates += chunk.duplicates
             lists.sending(chunk)
 
-        self._screen.live_since = started = time.monotonic()
+        self.screen.live_since = started = time.monotonic()
         sender = Job(lambda: send_paced(producer, chunks, self._stop, seconds=self.settings.seconds, sending=sending))
         try:
             self._wait(lambda: not sender.is_alive())
@@ -233,7 +276,7 @@ class ShopDemo:
         while time.monotonic() < deadline and worker.code is None:
             if lists.count >= expected and lists.dead_letters >= self._malformed:
                 break
-            self._screen.draw()
+            self.screen.draw()
             time.sleep(0.05)
         was_ready, code = worker.is_ready, worker.stop()
         self._books = worker.figures()
@@ -257,10 +300,11 @@ class ShopDemo:
         ]  # fmt: skip
         return [f"{a} {n:,} is not {b} {m:,}" for a, n, b, m in checks if n != m]
 
-    def _farewell(self) -> str:
+    def farewell(self) -> str:
+        """What there is to say at the end."""
         if self.problems:
             return "\n".join(self.problems)
-        if self._screen.live_since is None:
+        if self.screen.live_since is None:
             return "stopped before the first live click"
         figures = self.figures()
         hit = "none" if figures["hit_rate"] is None else f"{figures['hit_rate']:.1%}"
@@ -272,6 +316,9 @@ class ShopDemo:
 
     def _close(self) -> None:
         """Whatever still runs ends: the worker first, the broker last."""
+        if self._training is not None:
+            # it cannot be ended, and what it writes lies in our folder
+            self._training.join(_DRAIN_S)
         if self._lists is not None:
             self._lists.close()
         if self._producer is not None:
@@ -282,7 +329,7 @@ class ShopDemo:
     def _wait(self, condition: Any, timeout_s: float | None = None, what: str = "") -> None:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while not condition():
-            self._screen.draw()
+            self.screen.draw()
             if self._stop.is_set():
                 raise _Stopped
             if self._worker is not None and self._worker.code is not None:
@@ -292,4 +339,4 @@ class ShopDemo:
             if deadline is not None and time.monotonic() > deadline:
                 raise DemoError(f"waited too long for {what}")
             self._stop.wait(0.05)
-        self._screen.draw()
+        self.screen.draw()

@@ -13,7 +13,7 @@ import orjson
 from streams.demo_reader import DemoReader
 from streams.log import Log
 from streams.shop_simulator import ShopChunk
-from streams.topics import RECOMMENDATIONS
+from streams.topics import BY_ITEM, INTERACTIONS, RECOMMENDATIONS
 
 __all__ = ["Followed", "ListReader"]
 
@@ -40,7 +40,7 @@ class ListReader(DemoReader):
     """
 
     def __init__(self, log: Log) -> None:
-        super().__init__(log, RECOMMENDATIONS)
+        super().__init__(log, RECOMMENDATIONS, (INTERACTIONS, BY_ITEM))
         self._last: dict[int | str, frozenset[int | str]] = {}
         self.rungs: Counter[str] = Counter()
         #: clicks whose user had a list before, and those whose item was in it

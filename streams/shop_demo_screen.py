@@ -24,12 +24,15 @@ _ITEMS_SHOWN = 8
 
 
 class ShopScreen:
-    """Full screen on a terminal, else a plain line now and then; `draw` may be called as often as one likes."""
+    """Full screen on a terminal, else a plain line now and then; `draw` may be called as often as one likes.
 
-    def __init__(self, console: Console, steps: Steps) -> None:
+    With a ``label``, which begins each line, another has the screen of a terminal: what it may show is `below`.
+    """
+
+    def __init__(self, console: Console, steps: Steps, label: str = "") -> None:
         self.lists: ListReader | None = None
         self.live_since: float | None = None
-        self._console, self._steps = console, steps
+        self._console, self._steps, self._label = console, steps, label
         self._live: Live | None = None
         self._drawn = self._lined = -math.inf
         self._shown: set[str] = set()
@@ -37,7 +40,7 @@ class ShopScreen:
     @contextmanager
     def on(self) -> Iterator[None]:
         """Shows itself while inside."""
-        if not self._console.is_terminal:
+        if not self._console.is_terminal or self._label:
             yield
             return
         with Live(console=self._console, screen=True, auto_refresh=False) as self._live:
@@ -53,6 +56,8 @@ class ShopScreen:
                 self._drawn = now
                 self._live.update(self._picture(now), refresh=True)
             return
+        if self._console.is_terminal:
+            return
         for phase in self._steps.phases():
             if phase.state in ("done", "failed") and phase.name not in self._shown:
                 self._shown.add(phase.name)
@@ -62,6 +67,13 @@ class ShopScreen:
             self._print(f"{now - self.live_since:.0f} s: {self._counts()}")
             if self.lists is not None and self.lists.followed is not None:
                 self._print("    " + _in_a_line(self.lists.followed))
+
+    def below(self) -> RenderableType:
+        """The recommendations, in a few rows."""
+        title = Text("recommendations  ", "bold")
+        if self.live_since is None or self.lists is None or self.lists.followed is None:
+            return Group(title, phase_list(self._steps.phases(), self._console.options.ascii_only))
+        return Group(title + Text(self._counts(), "not bold"), _side_by_side(self.lists.followed))
 
     def _picture(self, now: float) -> RenderableType:
         parts: list[RenderableType] = [Text("headrace: recommendations", "bold"), Text("")]
@@ -77,6 +89,8 @@ class ShopScreen:
         lists = self.lists
         if lists is None:
             return ""
+        if lists.count == lists.history:
+            return "no list yet"
         p50, p99 = lists.latency.percentile(50.0), lists.latency.percentile(99.0)
         rungs = ", ".join(f"{rung} {n:,}" for rung, n in sorted(lists.rungs.items()))
         hit = f"{lists.hits / lists.asked:.0%}" if lists.asked else "none"
@@ -86,7 +100,7 @@ class ShopScreen:
         )
 
     def _print(self, line: str) -> None:
-        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self._console.print(self._label + line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _in_a_line(followed: Followed) -> str:

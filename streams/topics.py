@@ -13,6 +13,7 @@ __all__ = [
     "CONTROL",
     "DEAD_LETTERS",
     "DEFAULT_PARTITIONS",
+    "FINDINGS",
     "FRAUD_SCORES",
     "INTERACTIONS",
     "ITEMS",
@@ -37,6 +38,7 @@ DEAD_LETTERS = "dead-letters"
 LATE_EVENTS = "late-events"
 SHED_EVENTS = "shed-events"
 LABELLED = "labelled"
+FINDINGS = "monitor.findings"
 ALERTS = "alerts"
 CONTROL = "control"
 SHADOW_SCORES = "shadow-scores"
@@ -66,6 +68,7 @@ _SETTINGS: dict[str, dict[str, str]] = {
     BY_TRANSACTION: _STATE_INPUT,
     LABELLED: _OUTPUT,
     SHADOW_SCORES: _OUTPUT,
+    FINDINGS: _STATE_INPUT,
     ALERTS: _OUTPUT,
     MODEL_EVENTS: _FOREVER,
     CONTROL: _COMPACTED,

@@ -120,14 +120,15 @@ class Worker:
 
     @property
     def checkpoints(self) -> dict[str, float]:
-        """How many this worker has written, and the pauses for them: the longest and percentiles; empty where none are
-        kept."""
+        """How many this worker has written, seconds that the last one took, and the pauses for them: the longest and
+        percentiles; empty where none are kept."""
         kept = self._checkpoints
         if kept is None:
             return {}
         pauses = {"pause_ms": 100.0, "pause_ms_p50": 50.0, "pause_ms_p99": 99.0} if kept.pauses.count else {}
         return {
             "written": kept.written,
+            "took_s": round(kept.took_s, 3),
             **{name: round(kept.pauses.percentile(percent), 2) for name, percent in pauses.items()},
         }
 

@@ -23,6 +23,7 @@ _WHAT = {
     "sets": "the rich feature set beside the default one on the published protocol, with --from and --labels",
     "recovery": "from the start of a killed worker to its next score, with a checkpoint and events since",
     "soak": "minutes on end while workers come and go: memory, latency, every row against offline; fails on any",
+    "control": "what the control loop regains after concept drift, and that it leaves a stationary stream alone",
     "drift": "delay and false alarms of the monitor and of each of River's detectors on streams whose drift is known",
     "recommend": "recall and rank of the next click on the open click log, and recommendations per second",
 }
@@ -77,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reasons", default="above:0.5", metavar="POLICY", help="throughput: of the worker (default: above:0.5)"
     )
-    parser.add_argument("--quick", action="store_true", help="drift: one seed of each stream instead of five")
+    parser.add_argument("--quick", action="store_true", help="drift, control: one seed of each stream")
     parser.add_argument("--days", default="1:8", metavar="A:B", help="recommend: first and last day (default: 1:8)")
     parser.add_argument(
         "--sample", type=float, default=0.03, metavar="SHARE", help="recommend: of the sessions (default: 0.03)"
@@ -286,6 +287,24 @@ def _drift_table(figures: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _control(args: argparse.Namespace) -> dict[str, Any]:
+    measure: Callable[..., dict[str, Any]] = _module("control").run
+    return measure(seeds=(1,) if args.quick else (1, 2, 3), notify=_notify)
+
+
+def _control_table(figures: dict[str, Any]) -> list[str]:
+    text = (
+        "seed {seed} {action:<8} average precision {ap_before:.3f} before, {ap_after_without:.3f} after the change; "
+        "{share:4.0%} regained, 80% after {after} labelled events"
+    )
+    lines = [
+        text.format(share=row["regained_share"], after=row["regained_after"] or "no number of", **row)
+        for row in figures["results"]
+    ]
+    text = "seed {seed} stationary: {cases} cases, {false_alarms_put_in} of them put in, {promoted} promoted"
+    return lines + [text.format(**row) for row in figures["stationary"]]
+
+
 def _recommend(args: argparse.Namespace) -> dict[str, Any]:
     try:
         first, last = map(int, args.days.split(":"))
@@ -319,6 +338,7 @@ _MEASURES = {
     "sets": _sets,
     "recovery": _recovery,
     "soak": _soak,
+    "control": _control,
     "drift": _drift,
     "recommend": _recommend,
 }
@@ -331,6 +351,7 @@ _TABLES = {
     "sets": _sets_table,
     "recovery": _recovery_table,
     "soak": _soak_table,
+    "control": _control_table,
     "drift": _drift_table,
     "recommend": _recommend_table,
 }

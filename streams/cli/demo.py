@@ -21,9 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seconds", type=float, default=30.0, metavar="N", help="length of the live part (default: 30)"
     )
     length.add_argument("--forever", action="store_true", help="until Ctrl-C")
-    parser.add_argument("--pipeline", choices=list(_RATES), default="fraud", help="what to show (default: fraud)")
+    parser.add_argument("--pipeline", choices=[*_RATES, "both"], default="both", help="what to show (default: both)")
     parser.add_argument(
-        "--rate", type=float, metavar="N", help="transactions per second (default: 1000), or clicks (default: 200)"
+        "--rate", type=float, metavar="N", help="transactions per second (default: 1000); of recommend clicks (200)"
     )
     parser.add_argument("--seed", type=int, default=1, metavar="S", help="of the simulated world (default: 1)")
     parser.add_argument("--memory", action="store_true", help="no Kafka: the log in this process")
@@ -39,18 +39,22 @@ def run(args: argparse.Namespace) -> int:
 
     from rich.console import Console
 
+    from streams.both_demo import BothDemo
     from streams.demo import Demo
     from streams.demo_plan import DemoSettings
     from streams.shop_demo import ShopDemo
 
     settings = DemoSettings(
         seconds=None if args.forever else args.seconds,
-        rate=_RATES[args.pipeline] if args.rate is None else args.rate,
+        rate=_RATES["recommend" if args.pipeline == "recommend" else "fraud"] if args.rate is None else args.rate,
         seed=args.seed,
         memory=args.memory,
     )
-    kind: type[Demo] | type[ShopDemo] = Demo if args.pipeline == "fraud" else ShopDemo
-    demo = kind(settings, Console(), stop)
+    demo: Demo | ShopDemo | BothDemo
+    if args.pipeline == "both":
+        demo = BothDemo(settings, _RATES["recommend"], Console(), stop)
+    else:
+        demo = (Demo if args.pipeline == "fraud" else ShopDemo)(settings, Console(), stop)
     code = demo.run()
     if args.json:
         print_json(demo.figures())

@@ -43,6 +43,8 @@ COMMANDS = {
     "bootstrap": "give a new group the state of event files, and the seam from which it reads the topics",
     "bench": "measure: throughput, latency, predictors, features",
     "alerts": "list and explain what the monitor has raised",
+    "control": "act on alerts by policy: update, retrain, promote on evidence; approve, reject, freeze",
+    "report": "what the monitor knows of a day or a range, as a page: then and now, performance, alerts",
     "dead-letters": "list, show and retry the records that could not be read",
     "simulate": "send simulated card payments and labels to Kafka, at a rate",
     "broker": "start a real single-node Apache Kafka in the foreground, without Docker",

@@ -91,6 +91,10 @@ def _list(args: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+#: of a manifest, what is too long to be read in a line
+_LONG = ("evaluation", "reference")
+
+
 def _show(args: argparse.Namespace) -> int:
     registry = open_registry(args.models)
     label = known_model(registry, args.reference)
@@ -111,7 +115,8 @@ def _show(args: argparse.Namespace) -> int:
         print_json(shown)
         return EXIT_OK
     for name, value in shown.items():
-        print(f"{name + ':':22} {value if isinstance(value, str | int) else json.dumps(value)}")
+        text = value if isinstance(value, str | int) else json.dumps(value)
+        print(f"{name + ':':22} {'shown by --json' if name in _LONG and value else text}")
     return EXIT_OK
 
 

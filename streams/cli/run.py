@@ -15,6 +15,7 @@ from streams.cli.offline_io import SET_CHOICES
 from streams.cli.options import add_bootstrap, add_config, add_json, add_reasons, print_json
 
 if TYPE_CHECKING:
+    from streams.beside import Beside
     from streams.worker import Worker
 
 #: objects more than before until cycles are looked for: more than the blocks in flight hold (default 700)
@@ -150,22 +151,27 @@ def run(args: argparse.Namespace) -> int:
 
     spare_the_collector()
 
-    async def main() -> int:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, worker.stop)
-        loop.add_signal_handler(signal.SIGUSR1, report)
-        url = beside.start(loop)
-        if url:
-            print(f"web {url}", flush=True)
-        try:
-            return await worker.run()
-        finally:
-            await asyncio.to_thread(beside.close)
-
-    code = _run(main())
+    code = _run(_main(worker, beside, report))
     report()
     return code
+
+
+async def _main(worker: Worker, beside: Beside, report: Callable[[], None]) -> int:
+    def leave() -> None:
+        beside.leaving()
+        worker.stop()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, leave)
+    loop.add_signal_handler(signal.SIGUSR1, report)
+    url = beside.start(loop)
+    if url:
+        print(f"web {url}", flush=True)
+    try:
+        return await worker.run()
+    finally:
+        await asyncio.to_thread(beside.close)
 
 
 def _run(main: Coroutine[Any, Any, int]) -> int:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from streams.cli.options import print_json
 from streams.demo_children import child_command
 from streams.errors import EXIT_FAILED, EXIT_OK, ConfigError
+from streams.web_address import Address
 
 __all__ = ["run_all"]
 
@@ -33,7 +35,7 @@ _OF_FRAUD = ("models", "order", "set", "shed", "reasons", "reasons_max")
 class _Worker:
     """A child and what it says on stdout; its log is on our stderr."""
 
-    def __init__(self, pipeline: str, words: Sequence[str]) -> None:
+    def __init__(self, pipeline: str, words: Sequence[str], environment: Mapping[str, str]) -> None:
         self.pipeline = pipeline
         self.ready = threading.Event()
         self.last = ""
@@ -45,6 +47,7 @@ class _Worker:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             text=True,
+            env={**os.environ, **environment},
             start_new_session=True,
         )
         self._reader = threading.Thread(target=self._read, name=f"headrace-{pipeline}", daemon=True)
@@ -56,6 +59,8 @@ class _Worker:
             for line in lines:
                 if line == "ready\n":
                     self.ready.set()
+                elif line.startswith("web "):
+                    print(f"{line.rstrip()} {self.pipeline}", flush=True)
                 else:
                     self.last = line.rstrip()
                     self.reports += 1
@@ -93,6 +98,29 @@ def words_of(pipeline: str, args: argparse.Namespace) -> list[str]:
     return [*words, "--monitor"] if pipeline == "fraud" else words
 
 
+def web_words(page: Address | None, args: argparse.Namespace) -> list[str]:
+    """What the command line has of its page."""
+    if page is None:
+        return []
+    return ["--web", str(page), *(["--web-remote"] if args.web_remote else [])]
+
+
+def pages_of(args: argparse.Namespace, pipelines: Sequence[str]) -> dict[str, Address]:
+    """Where the page of each pipeline is: of the first where the settings say, of the others at the ports behind; empty
+    where none has one. ConfigError: there are not so many."""
+    from streams.config import load_settings
+
+    web = load_settings(args.config, overrides={"web_address": args.web}).web_address
+    first = Address.parse(web)
+    if first is None:
+        return {}
+    # each its own free one, where any is meant
+    ports = [first.port + i if first.port else 0 for i in range(len(pipelines))]
+    if ports[-1] > 65_535:
+        raise ConfigError(f"--web {web}: each of {len(pipelines)} pipelines has a port of its own; give a lower one")
+    return {pipeline: Address(first.host, port) for pipeline, port in zip(pipelines, ports, strict=True)}
+
+
 def check(args: argparse.Namespace) -> None:
     """ConfigError: settings that cannot be those of several workers."""
     from streams.cli.registry import check_champion
@@ -119,9 +147,18 @@ def run_all(args: argparse.Namespace, pipelines: Sequence[str]) -> int:
     """Prints ``ready`` once all are, on SIGUSR1 the figures so far. When one ends the others are ended; returns the
     first exit code that is not 0."""
     check(args)
+    pages = pages_of(args, pipelines)
+    ports = ",".join(f"{pipeline}={page.port}" for pipeline, page in pages.items() if page.port)
     stopping, asked = threading.Event(), threading.Event()
     with _signals(stopping, asked):
-        workers = [_Worker(pipeline, words_of(pipeline, args)) for pipeline in pipelines]
+        workers = [
+            _Worker(
+                pipeline,
+                words_of(pipeline, args) + web_words(pages.get(pipeline), args),
+                {"HEADRACE_WEB_PEERS": ports},
+            )
+            for pipeline in pipelines
+        ]
         told = asking = False
         while not stopping.wait(_POLL_S) and all(worker.process.poll() is None for worker in workers):
             if not told and all(worker.ready.is_set() for worker in workers):

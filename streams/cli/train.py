@@ -101,14 +101,15 @@ def run(args: argparse.Namespace) -> int:
     from features.fraud import SETS
     from models.package import category_codes
     from models.registry import Registry
+    from streams.report_page import report_folder
     from streams.train_report import write_report
 
     for option in ("labels", "test"):
         if getattr(args, option) is None:
             raise ConfigError(f"--{option}: missing; the fraud pipeline needs it")
-    if args.report is not None and args.report.exists() and not args.report.is_dir():
-        raise ConfigError(f"--report {args.report}: not a folder; name one")
     split, recipe = _split(args), _recipe(args)
+    if args.report is not None:
+        report_folder("--report", args.report)
     features = SETS[args.set]
     inputs = read_inputs(args, features)
     codes = category_codes(features)
@@ -147,9 +148,7 @@ def _say(args: argparse.Namespace, manifest: Manifest, report: Path | None) -> i
     pointed = f", now {args.alias}" if args.alias else f"; `headrace models promote {manifest.label}` makes it champion"
     print(f"{manifest.label} in {args.models}{pointed}")
     print(f"train: {training['rows']:,} rows, {training['frauds']:,} frauds")
-    print(
-        f"test:  {metrics['rows']:,} rows, {metrics['frauds']:,} frauds; in brackets: 95% intervals, by cards drawn anew"
-    )
+    print(f"test:  {metrics['rows']:,} rows, {metrics['frauds']:,} frauds; in brackets: 95% intervals over cards")
     for name, title in METRIC_TITLES.items():
         print(f"  {title:26} {metrics[name]:.4f}  [{intervals[name]['low']:.4f}, {intervals[name]['high']:.4f}]")
     for line in _found(manifest):
@@ -177,8 +176,8 @@ def _found(manifest: Manifest) -> list[str]:
     cut: Mapping[str, Any] | None = training.get("budget")
     if cut is not None and cut["cut"]:
         lines.append(
-            f"budget: {cut['us_per_row']:.3g} us per row in place of {cut['us_per_row_full']:.3g}, {cut['rounds']} trees "
-            f"of {cut['num_leaves']} leaves; validation AP {cut['average_precision']:.4f} in place of "
+            f"budget: {cut['us_per_row']:.3g} us per row in place of {cut['us_per_row_full']:.3g}, {cut['rounds']} "
+            f"trees of {cut['num_leaves']} leaves; validation AP {cut['average_precision']:.4f} in place of "
             f"{cut['average_precision_full']:.4f}, noise {cut['noise']:.4f}"
         )
     elif cut is not None:
@@ -194,6 +193,7 @@ def _check_rank(args: argparse.Namespace) -> None:
         "--calibration": args.calibration != "platt",
         "--budget": args.budget is not None,
         "--coverage": args.coverage != 0.9,
+        "--seed": args.seed != 0,
         "--report": args.report is not None,
     }
     for option, is_given in given.items():
@@ -209,7 +209,7 @@ def _recipe(args: argparse.Namespace) -> Recipe:
         class_weight=args.class_weight,
         search=args.search,
         budget_us=args.budget,
-        alpha=1.0 - args.coverage,
+        alpha=round(1.0 - args.coverage, 12),
         resamples=500,
         seed=args.seed,
     )

@@ -1,8 +1,9 @@
 """The monitor pipeline: what was scored, joined with the labels that come later, and both watched; and what was
 recommended, joined with what users did next.
 
-fraud.by-transaction ──► join ──► labelled, alerts
-recommendations ──► lists ──► alerts
+fraud.by-transaction ──► join ──► labelled
+                          └─────┐
+recommendations ──► lists ──────┴──► monitor.findings ──► incidents ──► alerts
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ import numpy as np
 import orjson
 
 from features.block import Block, Ids
+from monitoring.causes import SPAN_MS
 from monitoring.labels import JoinSettings, LabelJoin
 from monitoring.lists import ListSettings
 from streams.checkpoints import StateOf
 from streams.labelled import LabelledEncoder
 from streams.log import TP, OutBatch, RecordBatch, TopicInfo
 from streams.pipelines.fraud_monitor import FEATURE, MODEL
+from streams.pipelines.incident_tasks import IncidentTask
 from streams.pipelines.list_tasks import ListTask
 from streams.pipelines.monitor_tasks import MonitorTask, outputs_of
 from streams.pipelines.monitor_watch import WatchSettings
@@ -33,6 +36,7 @@ from streams.topics import (
     BY_TERMINAL,
     BY_TRANSACTION,
     DEAD_LETTERS,
+    FINDINGS,
     INTERACTIONS,
     LABELLED,
     LABELS,
@@ -47,15 +51,21 @@ __all__ = ["MonitorPipeline"]
 _STATE_FORMAT = 2
 #: the same of the tasks of lists
 _LISTS_FORMAT = 1
+#: and of incidents
+_INCIDENTS_FORMAT = 1
+
+_COUNTS = ("received", "labels", "labelled", "lists", "findings", "alerts", "dead_letters", "replayed", "resent_rows")
+_STAGES = {BY_TRANSACTION: "join", RECOMMENDATIONS: "lists", FINDINGS: "incidents"}
 
 _TOPICS = (
-    LABELS, BY_TERMINAL, BY_TRANSACTION, LABELLED, ALERTS, DEAD_LETTERS, INTERACTIONS, RECOMMENDATIONS
+    LABELS, BY_TERMINAL, BY_TRANSACTION, LABELLED, FINDINGS, ALERTS, DEAD_LETTERS, INTERACTIONS,
+    RECOMMENDATIONS,
 )  # fmt: skip
 
 
 @dataclass(slots=True)
 class MonitorPipeline:
-    """Two stages, ``join`` and ``lists``."""
+    """Three stages, ``join``, ``lists`` and ``incidents``."""
 
     settings: JoinSettings
     partitions: int = 4
@@ -73,7 +83,7 @@ class MonitorPipeline:
 
     @property
     def inputs(self) -> Sequence[str]:
-        return (BY_TRANSACTION, RECOMMENDATIONS)
+        return (BY_TRANSACTION, RECOMMENDATIONS, FINDINGS)
 
     def bind(self, topics: Mapping[str, TopicInfo]) -> None:
         self.infos = topics
@@ -83,8 +93,7 @@ class MonitorPipeline:
 
     def state_of(self, topic: str) -> StateOf:
         """What the state of this topic's tasks is of."""
-        stage = "lists" if topic == RECOMMENDATIONS else "join"
-        return StateOf(stage, self.infos[topic].topic_id, self.fingerprint(topic), "", "")
+        return StateOf(_STAGES[topic], self.infos[topic].topic_id, self.fingerprint(topic), "", "")
 
     def fingerprint(self, topic: str = BY_TRANSACTION) -> str:
         """(64 hex digits) What the saved state of a task on this topic means besides its log: all settings of the join
@@ -93,10 +102,14 @@ class MonitorPipeline:
         meaning: list[Any] = [_STATE_FORMAT, asdict(self.settings), asdict(self.watch)]
         if topic == RECOMMENDATIONS:
             topics, meaning = (INTERACTIONS, RECOMMENDATIONS), [_LISTS_FORMAT, asdict(self.lists)]
+        if topic == FINDINGS:
+            topics, meaning = (), [_INCIDENTS_FORMAT, SPAN_MS]
         partitions = [self.infos[name].partitions for name in topics]
         return hashlib.sha256(orjson.dumps([*meaning, partitions], option=orjson.OPT_SORT_KEYS)).hexdigest()
 
     def task(self, tp: TP) -> Task:
+        if tp.topic == FINDINGS:
+            return IncidentTask(self, tp)
         if tp.topic == RECOMMENDATIONS:
             share = self.lists.false_alarms_per_30d / self.infos[tp.topic].partitions
             lists = self._list_tasks[tp] = ListTask(self, replace(self.lists, false_alarms_per_30d=share), tp)
@@ -138,16 +151,15 @@ class MonitorPipeline:
 
     def figures(self) -> dict[str, int]:
         """What this worker has done since its start: ``received`` vectors, ``labels``, ``labelled`` records,
-        ``lists``, ``alerts``."""
-        names = ("received", "labels", "labelled", "lists", "alerts", "dead_letters", "replayed", "resent_rows")
-        return {name: self.meters.counts[name] for name in names}
+        ``lists``, ``findings`` of partitions and models, and the ``alerts`` that they became."""
+        return {name: self.meters.counts[name] for name in _COUNTS}
 
     def details(self) -> dict[str, Any]:
         """Of this worker's partitions, since the beginning of their logs: ``join``, see `LabelJoin.counts`, and the
         ``maturity`` of labels, see `LabelJoin.curve`, where NaN is None; and by partition what is ``watched``, see
-        `Monitor.figures`, and of lists see `ListMonitor.figures`."""
+        `Monitor.figures`, and of lists see `ListTask.figures`."""
         joins = [task.join for task in self._tasks.values()]
-        lists = {f"{tp.topic}/{tp.partition}": t.lists.figures() for tp, t in sorted(self._list_tasks.items())}
+        lists = {f"{tp.topic}/{tp.partition}": task.figures() for tp, task in sorted(self._list_tasks.items())}
         if not joins:
             return {"lists_watched": lists} if lists else {}
         totals: dict[str, int] = {}

@@ -20,7 +20,7 @@ from streams.pipelines.monitor_watch import Watches
 from streams.rows import Layout
 from streams.shuffle import Shuffled, ShuffleError, SourcePositions, unpack
 from streams.stage import dead_letters, fresh_part
-from streams.topics import ALERTS, BY_TERMINAL, BY_TRANSACTION, LABELS
+from streams.topics import BY_TERMINAL, BY_TRANSACTION, FINDINGS, LABELS
 
 if TYPE_CHECKING:
     from streams.pipelines.monitor import MonitorPipeline
@@ -37,7 +37,7 @@ _LABEL_WORDS = frozenset({"i8:label_time", "i8:is_fraud"})
 
 
 class MonitorTask:
-    """fraud.by-transaction -> labelled, alerts."""
+    """fraud.by-transaction -> labelled, monitor.findings."""
 
     def __init__(self, pipeline: MonitorPipeline, tp: TP) -> None:
         self.pipeline = pipeline
@@ -100,7 +100,7 @@ class MonitorTask:
         if batch.replay:
             meters.counts["replayed"] += len(batch)
             return []
-        meters.counts["alerts"] += sum(len(out) for out in outputs if out.topic == ALERTS)
+        meters.counts["findings"] += sum(len(out) for out in outputs if out.topic == FINDINGS)
         meters.counts["dead_letters"] += len(dead)
         if dead:
             outputs.append(dead_letters(batch, dead, "join"))

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import orjson
 
 from features.arrays import Arrays, of_texts, prefixed, texts_of, under
-from features.block import Block, IntArray
+from features.block import Block, FloatArray, Ids, IntArray
 from monitoring.alerts import Alert
 from monitoring.labels import JoinSettings
 from monitoring.monitor import Monitor
@@ -20,22 +20,27 @@ from monitoring.settings import MonitorSettings
 from streams.labelled import LabelledRows, matrix_of
 from streams.log import TP, OutBatch
 from streams.pipelines.fraud_monitor import MODEL
-from streams.topics import ALERTS
+from streams.topics import FINDINGS
 
-__all__ = ["WatchSettings", "Watches", "alert_records"]
+__all__ = ["WatchSettings", "Watches", "alert_records", "values_of"]
 
 #: models that are watched at once; a new one takes the place of the one that has not scored for longest
 _MODELS_MAX = 8
+_FINDINGS_KEY = b"findings"
+#: whole numbers below are the same as float64 and as int64
+_WHOLE_MAX = 2.0**53
 
 
 @dataclass(frozen=True, slots=True)
 class WatchSettings:
     """What alerts depend on besides the log: how long after its event a row counts as having its final label, from
-    which score on rows are acted on, and how many alerts a month are expected where nothing changes."""
+    which score on rows are acted on, how many alerts a month are expected where nothing changes, and the features by
+    whose values the scores are watched apart too, where a model has them."""
 
     mature_ms: int = 7 * 86_400_000
     threshold: float = 0.5
     false_alarms: float = 1.0
+    segments: tuple[str, ...] = ()
 
     def of(self, features: Sequence[str], join: JoinSettings, partitions: int) -> MonitorSettings:
         """Of one of so many partitions, which share the false alarms. MonitorError: a setting that cannot be."""
@@ -43,6 +48,7 @@ class WatchSettings:
         mature_ms = max(self.mature_ms, join.horizon_ms + join.look_ms) if join.at_horizon else self.mature_ms
         return MonitorSettings(
             tuple(features),
+            tuple(name for name in self.segments if name in features),
             label_horizon_ms=mature_ms,
             threshold=self.threshold,
             false_alarms_per_30d=self.false_alarms / partitions,
@@ -85,6 +91,7 @@ class Watches:
                 "transaction_id": block.ids["transaction_id"],
                 "features": x,
                 "score": block.columns["score"],
+                "segments": {name: values_of(x[:, names.index(name)]) for name in monitor.settings.segments},
             }
             outputs += self._alerts(model, monitor.observe_scored(columns))
         return outputs
@@ -137,8 +144,22 @@ class Watches:
         return [alert_records(model, self._tp, alerts)] if alerts else []
 
 
+def values_of(column: FloatArray) -> Ids:
+    """The values (n,) of a feature as those of a segment: a value has one name, whatever the others are."""
+    if np.isfinite(column).all() and (column == np.rint(column)).all() and (np.abs(column) < _WHOLE_MAX).all():
+        return Ids(ints=column.astype(np.int64))
+    return Ids(mixed=[_value_name(value) for value in column.tolist()])
+
+
+def _value_name(value: float) -> str:
+    if value != value:
+        return "missing"
+    return str(int(value)) if value.is_integer() and abs(value) < _WHOLE_MAX else repr(value)
+
+
 def alert_records(model: str, tp: TP, alerts: Sequence[Alert]) -> OutBatch:
-    """As records, keyed by what they are about; an alert of each partition and model has an id of its own."""
+    """As findings, all of one key, so that one task sees them in order; one of each partition and model has an id of
+    its own."""
     place = f"{tp.topic}/{tp.partition}"
     told = [
         replace(
@@ -149,7 +170,7 @@ def alert_records(model: str, tp: TP, alerts: Sequence[Alert]) -> OutBatch:
         for alert in alerts
     ]
     values = [orjson.dumps(alert.to_json()) for alert in told]
-    return OutBatch(ALERTS, values, [f"{alert.kind}/{alert.subject}".encode() for alert in told])
+    return OutBatch(FINDINGS, values, [_FINDINGS_KEY] * len(values))
 
 
 def _by_model(block: Block) -> list[tuple[str, IntArray | None]]:

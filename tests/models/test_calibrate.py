@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from models.calibrate import Calibration, default_calibration, fit_isotonic, fit_platt
+from models.calibrate import Calibration, default_calibration, fit_calibration, fit_isotonic, fit_platt
 from models.errors import PackageError
 
 RAW = np.array([-np.inf, -800.0, -1.0, 0.0, 1.0, 800.0, np.inf, np.nan])
@@ -52,6 +52,19 @@ def test_isotonic_finds_the_map() -> None:
     raw = np.linspace(-3, 3, 7)
     got = fit_isotonic(*_labelled()).apply(raw)
     np.testing.assert_allclose(got, 1 / (1 + np.exp(-(0.5 * raw - 1))), atol=0.05)
+
+
+def test_a_model_that_ranks_the_wrong_way_round_is_refused() -> None:
+    raw, y = _labelled(2000)
+    with pytest.raises(PackageError, match=r"of the 2000 rows of its fold, .*no better than chance"):
+        fit_platt(-raw, y)
+
+
+def test_methods() -> None:
+    raw, y = _labelled(2000)
+    assert fit_calibration("platt", raw, y) == fit_platt(raw, y)
+    assert fit_calibration("isotonic", raw, y) == fit_isotonic(raw, y)
+    assert fit_calibration("none", raw, y) == default_calibration("binary")
 
 
 @pytest.mark.parametrize("fit", [fit_platt, fit_isotonic])

@@ -34,7 +34,7 @@ START = int(np.datetime64("2024-01-01", "ms").astype(np.int64))
 DELAY = 2 * DAY_MS
 RANGES = ["--train", "2024-01-08:2024-01-21", "--test", "2024-01-24:2024-01-28", "--label-delay", "2d"]
 # threads of OpenMP wait for each other by spinning: on a machine that has more to do, two are far slower than one
-RANGES += ["--threads", "1"]
+RANGES += ["--threads", "1", "--no-report"]
 
 
 @dataclass(frozen=True)

@@ -20,13 +20,18 @@ import pytest
 from numba import njit
 from rich.console import Console
 
+from streams.config import Settings
 from streams.demo import Demo
+from streams.demo_model import Stopped
 from streams.demo_plan import HISTORY_DAYS, DemoSettings, make_plan
 from streams.demo_report import Accounts
 from streams.demo_warm import compilations
 from streams.errors import ConfigError
+from streams.log import connect
 from streams.simulator import DAY_MS
 from streams.simulator_stream import Chunk, StreamRecord, Tag
+from streams.topics import all_topics
+from streams.worker import ensure_topics
 
 FIELDS = {
     "received",
@@ -40,6 +45,7 @@ FIELDS = {
 }
 NOW_MS = 1_763_868_000_000
 COMMAND = [sys.executable, "-c", "import sys; from streams.cli.main import main; sys.exit(main())", "demo", "--json"]
+FRAUD = [*COMMAND, "--pipeline", "fraud"]
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -48,7 +54,7 @@ pytestmark = pytest.mark.timeout(300)
 def demo(folder: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
     """A demo whose temporary files, and its children's, are in ``folder``."""
     process = subprocess.Popen(
-        [*COMMAND, *words],
+        [*FRAUD, *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -113,10 +119,10 @@ def check_live(figures: dict[str, Any], backend: str) -> None:
     assert figures["history"]["late"] == 0
 
 
-def test_on_the_log_in_process(tmp_path: Path) -> None:
-    with demo(tmp_path, "--memory", "--seconds", "3", "--rate", "300") as process:
+def test_both_on_the_log_in_process(tmp_path: Path) -> None:
+    with demo(tmp_path, "--pipeline", "both", "--memory", "--seconds", "3", "--rate", "300") as process:
         assert "asked for by --memory" in "".join(read_until(process, "kafka"))
-        kernels = read_until(process, "kernels: done")[-1]
+        kernels = [line for line in read_until(process, "worker: done") if line.startswith("kernels: done")][-1]
         assert kernels.rstrip().endswith(
             ("  compiled by numba, kept beside the source", "  kept from an earlier start")
         )
@@ -124,6 +130,10 @@ def test_on_the_log_in_process(tmp_path: Path) -> None:
     check_live(figures, "memory")
     assert figures["seconds"] == pytest.approx(3, abs=1)
     assert 600 <= figures["received"] <= 930
+    lists = figures["recommendations"]
+    assert set(lists) >= FIELDS and lists["ok"] and lists["backend"] == "memory"
+    assert lists["received"] == lists["scored"] + lists["dead_letters"] + lists["duplicates"] > 100
+    assert sum(lists["rungs"].values()) == lists["scored"] and lists["hit_rate"] > 0
 
 
 def test_ctrl_c_in_the_live_part(tmp_path: Path) -> None:
@@ -216,6 +226,32 @@ def test_a_failure_is_told_with_the_logs(monkeypatch: pytest.MonkeyPatch) -> Non
     assert made.run() == 1
     assert "no luck: try again" in made.problems[0]
     assert "the reason" in made.problems[0]
+
+
+class _SlowWorker:
+    """One that never becomes ready."""
+
+    where, is_ready, code = "nowhere", False, None
+
+    def stop(self) -> int:
+        return 0
+
+    def figures(self) -> dict[str, int]:
+        return {}
+
+
+def test_who_stops_while_the_worker_starts_is_shown_no_defect(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("streams.demo.WorkerThread", lambda config: _SlowWorker())
+    stop = threading.Event()
+    demo = Demo(DemoSettings(memory=True), _quiet(), stop)
+    demo.backend, demo._log = "memory", connect(f"memory://{tmp_path.name}")
+    demo._reasons = lambda record: ""  # type: ignore[assignment]
+    ensure_topics(demo._log, all_topics())
+    stop.set()
+    with pytest.raises(Stopped):
+        demo._start_worker(tmp_path / "headrace.toml", tmp_path, Settings())
+    demo._finish()
+    assert demo._disagreements() == []
 
 
 class TestAccounts:

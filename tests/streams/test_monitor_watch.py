@@ -18,11 +18,14 @@ from monitor_logs import monitor_pipeline
 from features.block import Block, Ids
 from monitoring.labels import JoinSettings
 from streams.cli.main import main
+from streams.config import load_settings
+from streams.errors import ConfigError
 from streams.log import TP, OutBatch, connect
+from streams.monitor_worker import make_pipeline
 from streams.pipelines.fraud_monitor import FEATURE, MODEL
-from streams.pipelines.monitor_watch import WatchSettings
+from streams.pipelines.monitor_watch import WatchSettings, values_of
 from streams.shuffle import Sent, Source, pack
-from streams.topics import ALERTS, BY_TERMINAL, BY_TRANSACTION, LABELS, topic_infos
+from streams.topics import ALERTS, BY_TERMINAL, BY_TRANSACTION, FINDINGS, LABELS, topic_infos
 from tests.features.streams_of_rows import same_arrays
 
 START = 18_000 * DAY
@@ -31,20 +34,24 @@ CONTRACT = ["alert_id", "event_time", "kind", "subject", "severity", "value", "t
 
 
 @cache
-def log_of(days: int, shift: float, models: int = 1, frauds_only: bool = False) -> list[Record]:
-    """A message of vectors for each day, whose feature ``a`` moves by ``shift`` after 36 days, and one of the labels of
-    that day, a day later by their own time."""
+def log_of(
+    days: int, shift: float, models: int = 1, frauds_only: bool = False, in_segment: float = 0.0
+) -> list[Record]:
+    """A message of vectors for each day, whose feature ``a`` moves by ``shift`` after 36 days, and the log odds of its
+    score by ``in_segment`` where ``s`` is 2 (of 0, 1, 2 and missing); and one of the labels of that day, a day later by
+    their own time."""
     rng = np.random.default_rng(8)
     out: list[Record] = []
     for day in range(days):
         at = np.arange(day * A_DAY, (day + 1) * A_DAY)
         a, b = rng.normal(shift if day >= 36 else 0.0, 1.0, A_DAY), rng.gamma(2.0, 2.0, A_DAY)
-        score = 1 / (1 + np.exp(3 - b / 2))
+        s = np.where(at % 4 == 3, np.nan, at % 4).astype(np.float64)
+        score = 1 / (1 + np.exp(3 - b / 2 - np.where((s == 2) & (day >= 36), in_segment, 0.0)))
         times = START + day * DAY + np.sort(rng.integers(0, DAY, A_DAY))
         named = Ids(mixed=[f"m@{1 + i % models}" for i in range(A_DAY)])
         ids = {name: Ids(ints=at % n) for name, n in (("transaction_id", 10**9), ("card_id", 50), ("terminal_id", 9))}
         columns = {"event_time": times, "source_partition": at * 0, "source_offset": at, "late": at < 0}
-        floats = {"raw": b, "score": score, f"{FEATURE}a": a, f"{FEATURE}b": b}
+        floats = {"raw": b, "score": score, f"{FEATURE}a": a, f"{FEATURE}b": b, f"{FEATURE}s": s}
         vectors = Block(BY_TERMINAL, 0, int(at[-1]) + 1, at, times, ids | {MODEL: named}, columns | floats)
         labels = Block(LABELS, 0, int(at[-1]) + 1, at, times + DAY, {"transaction_id": ids["transaction_id"]})
         labels.columns |= {"label_time": times + DAY, "is_fraud": (rng.random(A_DAY) < score).astype(np.int64)}
@@ -64,7 +71,7 @@ def task_of(watch: WatchSettings | None = None, join: JoinSettings | None = None
 
 def alerts_of(task: Any, records: list[Record], first: int = 0) -> list[tuple[bytes | None, bytes | None]]:
     outputs = processed(task, batch(BY_TRANSACTION, records, first))
-    return [(key, out.values[i]) for out in outputs if out.topic == ALERTS for i, key in enumerate(out.keys or ())]
+    return [(key, out.values[i]) for out in outputs if out.topic == FINDINGS for i, key in enumerate(out.keys or ())]
 
 
 @cache
@@ -81,13 +88,13 @@ def of_inputs(alerts: list[tuple[bytes | None, bytes | None]]) -> list[dict[str,
 def test_a_drift_is_one_alert_with_all_of_the_contract() -> None:
     task, alerts = moved()
     [alert] = of_inputs(alerts)
-    assert [key for key, value in alerts if orjson.loads(value or b"") == alert] == [b"input_drift/a"]
+    assert {key for key, _ in alerts} == {b"findings"}, "one task sees them all"
     assert list(alert) == CONTRACT
     assert alert["subject"] == "a"
     assert alert["evidence"]["model"] == "m@1" and alert["evidence"]["partition"] == f"{BY_TRANSACTION}/0"
     assert START + 36 * DAY < alert["event_time"] <= START + 38 * DAY
     figures = task.pipeline.figures()
-    assert figures["alerts"] == len(alerts) and figures["labelled"] == 44 * A_DAY
+    assert figures["findings"] == len(alerts) and figures["labelled"] == 44 * A_DAY
     watched = task.pipeline.details()["watched"][f"{BY_TRANSACTION}/0"]["m@1"]
     assert watched["scored"]["incidents"] >= 1 and watched["labelled"]["periods"] > 30
 
@@ -115,6 +122,36 @@ def test_the_same_alerts_however_the_log_is_cut_and_the_worker_restarted() -> No
         task.restore(dict(np.load(file, allow_pickle=False)))
     assert got == expected and len(got) >= 2
     assert same_arrays(task.state(), whole.state())
+
+
+def test_what_changes_in_one_segment_only_is_said_of_it() -> None:
+    found = {}
+    for segments in ((), ("s", "of another set")):
+        records = log_of(44, 0.0, in_segment=1.0)
+        alerts = alerts_of(task_of(WatchSettings(mature_ms=DAY, segments=segments)), records)
+        evidence = [orjson.loads(value or b"")["evidence"] for _, value in alerts]
+        found[segments] = {name for one in evidence for name in one["segments"]}
+    assert found == {(): set(), ("s", "of another set"): {"s=2"}}
+    quiet = alerts_of(task_of(WatchSettings(mature_ms=DAY, segments=("s",))), log_of(44, 0.0))
+    assert quiet == []
+
+
+def test_a_value_of_a_segment_has_one_name_whatever_the_others_are() -> None:
+    whole = np.array([0.0, 3.0, -1.0, 2.0**53])
+    assert values_of(whole[:3]).to_list() == [0, 3, -1]
+    mixed = values_of(np.append(whole, [0.5, np.nan, np.inf])).to_list()
+    assert mixed == ["0", "3", "-1", "9007199254740992.0", "0.5", "missing", "inf"]
+
+
+@pytest.mark.parametrize(("text", "names"), [("", ()), (" is_night, is_weekend,is_night", ("is_night", "is_weekend"))])
+def test_segments_are_named_in_the_settings(text: str, names: tuple[str, ...]) -> None:
+    settings = load_settings(None, {}, {"monitor_segments": text, "bootstrap": "memory://m"})
+    assert make_pipeline(settings).watch.segments == names
+
+
+def test_a_segment_that_is_no_feature_is_refused() -> None:
+    with pytest.raises(ConfigError, match="monitor_segments: 'channel' is a feature of no set; use some of amount, "):
+        load_settings(None, {}, {"monitor_segments": "channel"})
 
 
 def test_partitions_share_the_false_alarms() -> None:
@@ -188,7 +225,7 @@ def test_an_alert_is_explained(url: str, capsys: pytest.CaptureFixture[str]) -> 
         f"{alert['alert_id']}: input_drift of a, ",
         "changed about 2019-05-20 00:00",
         "times as far from the usual as is allowed",
-        "model     m@1, seen in fraud.by-transaction/0",
+        "model     m@1, seen first in fraud.by-transaction/0",
         "features  a",
         "example   transaction ",
         "to alert always: ",

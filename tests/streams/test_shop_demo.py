@@ -5,15 +5,21 @@ from __future__ import annotations
 import io
 import json
 import signal
+import threading
 from collections.abc import Iterator
 
 import orjson
 import pytest
 from rich.console import Console
 
+from streams.both_demo import BothDemo
 from streams.cli.main import main
+from streams.demo_plan import DemoSettings
 from streams.demo_screen import Steps
+from streams.livescreen import LiveScreen
+from streams.liveview import DemoSnapshot
 from streams.memory import MemoryLog
+from streams.shop_demo import ShopDemo
 from streams.shop_demo_lists import ListReader
 from streams.shop_demo_screen import ShopScreen
 from streams.shop_simulator import ShopChunk
@@ -65,3 +71,34 @@ def test_one_user_is_followed_as_the_list_changes() -> None:
         with screen.on():
             screen.draw()
         assert "view hats 7" in out.getvalue() and "trending" in out.getvalue()
+
+
+@pytest.mark.parametrize(("height", "shown"), [(50, True), (24, False)])
+def test_beside_the_card_business_the_list_is_shown_where_there_is_room(height: int, shown: bool) -> None:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=100, height=height)
+    lists = ListReader(MemoryLog())
+    lists.go_live()
+    lists.sending(ShopChunk(0.0, 0, [b"1"], [event(0, 1, 5)]))
+    shop = ShopScreen(console, Steps(("model",)), "shop ")
+    shop.lists, shop.live_since = lists, 0.0
+    with shop.on():
+        shop.draw()
+    assert out.getvalue() == "", "the screen is another's"
+    with LiveScreen(console) as screen:
+        screen.update(DemoSnapshot(live=True), shop.below())
+    assert "recommendations" in out.getvalue() and "no list yet" in out.getvalue()
+    assert ("view hats 5" in out.getvalue()) == shown
+
+
+def test_what_goes_wrong_in_the_shop_is_told_beside_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(self: ShopDemo) -> None:
+        raise RuntimeError("no shop today")
+
+    monkeypatch.setattr(ShopDemo, "run_on", fails)
+    both = BothDemo(DemoSettings(seconds=1.0), 100.0, Console(quiet=True), threading.Event())
+    shop = both._shop
+    shop.start()
+    assert shop.end() == ["shop: RuntimeError: no shop today"] == shop.end()
+    assert shop.is_live, "nobody waits for it any more"
+    assert both.figures()["recommendations"]["scored"] == 0

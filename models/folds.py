@@ -1,0 +1,87 @@
+"""Which rows a model learns from, is chosen on, is calibrated on and is tested on: by time, never mixed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from features.block import BoolArray, IntArray
+from models.errors import ModelError
+
+__all__ = ["DAY_MS", "Folds", "Split"]
+
+DAY_MS = 86_400_000
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Event times in ms since the epoch, UTC, ends excluded: rows in [train_from, train_to) and [test_from, test_to).
+
+    ``label_delay_ms``: a row's label is known that long after its event, so the test may begin at
+    ``train_to + label_delay_ms`` at the earliest: ModelError otherwise. Test rows of cards with a fraud known by
+    their day, counted from ``known_from`` (default: train_from, the protocol's), are left out; trainings of
+    different length are compared with one ``known_from``.
+    """
+
+    train_from: int
+    train_to: int
+    test_from: int
+    test_to: int
+    label_delay_ms: int = 7 * DAY_MS
+    known_from: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.train_from < self.train_to:
+            raise ModelError(f"train range: ends at {self.train_to}, not after its begin {self.train_from}; swap them")
+        if not self.test_from < self.test_to:
+            raise ModelError(f"test range: ends at {self.test_to}, not after its begin {self.test_from}; swap them")
+        if self.test_from < self.train_to + self.label_delay_ms:
+            raise ModelError(
+                f"test range: begins at {self.test_from}, before the labels of the training range are known at "
+                f"{self.train_to + self.label_delay_ms} (its end + the delay); begin the test then, or train on less"
+            )
+
+    def to_json(self) -> dict[str, int | None]:
+        """Plain data for a manifest."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+
+@dataclass(frozen=True, slots=True)
+class Folds:
+    """Masks (n,) of the rows of a split.
+
+    ``train`` is ``fit``, ``validation`` and ``calibration``, in this order of time; ``validation`` is None where no
+    such fold was asked for.
+    """
+
+    train: BoolArray
+    fit: BoolArray
+    validation: BoolArray | None
+    calibration: BoolArray
+    test: BoolArray
+    validation_from: int | None
+    calibration_from: int
+
+    @classmethod
+    def of(cls, event_time_ms: IntArray, y: npt.NDArray[np.int8], split: Split, share: float, validate: bool) -> Folds:
+        """The last ``share`` of the training range is the calibration's, with ``validate`` as much before it the
+        validation's. ModelError: a fold lacks a class of ``y`` (n,) 0/1."""
+        length = split.train_to - split.train_from
+        first, second = (int(np.ceil(split.train_to - k * share * length)) for k in (2, 1))
+        train = (event_time_ms >= split.train_from) & (event_time_ms < split.train_to)
+        test = (event_time_ms >= split.test_from) & (event_time_ms < split.test_to)
+        calibration = train & (event_time_ms >= second)
+        validation = train & (event_time_ms >= first) & ~calibration if validate else None
+        fit = train & ~calibration if validation is None else train & (event_time_ms < first)
+        ranges = {"train": fit, "validation": validation, "calibration": calibration, "test": test}
+        for name, rows in ranges.items():
+            if rows is None:
+                continue
+            frauds = int(y[rows].sum())
+            if frauds in (0, int(rows.sum())):
+                raise ModelError(
+                    f"{name} range: {int(rows.sum())} rows, {frauds} frauds; both classes needed, widen it"
+                )
+        return cls(train, fit, validation, calibration, test, first if validate else None, second)

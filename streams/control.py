@@ -1,0 +1,276 @@
+"""The control loop: the only place where an alert becomes an update, a retrain or a swap.
+
+It reads ``labelled``, ``alerts`` and ``control`` and writes ``control`` (its state), ``model-events`` (what it has
+done, with the evidence) and ``alerts`` (the alert once more, with the action). It changes nothing but the registry:
+from there on a change takes effect by the protocol of `streams.model_events`, at offsets. The protocol, in steps:
+
+1. A loop that starts opens the one transactional id of all control loops, which ends any other, then reads the newest
+   state. What is in the state has been decided; what is not has not, whoever it was that thought of it. The very
+   first loop begins with the newest labels, and with alerts that are not too old.
+2. If the open case is `building`, `promoting` or `dropping`, that is done first, and nothing is read meanwhile. It may
+   have been done before by a loop that died, so it is done such that twice is once: a package carries the case that it
+   was built for and is found again; a change of the champion carries it as its reason in the registry's history, so
+   that a roll-back by a person in between stands. A training is a pure function of labels that are pinned by the state.
+3. A transaction takes note of the outcome.
+4. The next round is taken from the log: so many records of each partition of ``labelled``, whatever blocks they came
+   in, and the alerts whose time has come by the labels' clock. Requests by people are a step of their own, at once.
+5. `streams.control_policy.step` decides. Its new state, its events and its words to the alerts are one transaction.
+6. Back to 2.
+
+So everything that was decided is in the log once, before it is done, and a crash anywhere repeats at most what has no
+effect. Rounds and the order of alerts follow from the logs alone; where that is not so (a partition that stands still,
+an alert that comes after the labels of its time, a person), the state pins what happened.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from types import TracebackType
+from typing import Any, Protocol, Self, cast
+
+from models.errors import ModelError
+from models.online import OnlineCalibrator
+from models.package import Draft, Manifest
+from models.rebuild import Champion, Kind, LabelledRows, Rebuilt
+from models.registry import Registry
+from streams.control_desk import WindowDesk
+from streams.control_feed import Feed, Piece
+from streams.control_log import ControlLog
+from streams.control_policy import Inputs, Step, finished, step
+from streams.control_rows import read_rows
+from streams.control_settings import ControlSettings
+from streams.control_state import ADDED, Case, State
+from streams.dead_letters import log_ends
+from streams.log import TP, Log
+from streams.replay import read_up_to
+from streams.retrain import rebuilt_apart
+from streams.topics import ALERTS, CONTROL, LABELLED, MODEL_EVENTS, topic_infos
+from streams.worker import ensure_topics
+
+__all__ = ["CONTROL_TOPICS", "Build", "Controller"]
+
+CONTROL_TOPICS = (LABELLED, ALERTS, CONTROL, MODEL_EVENTS)
+_POLL_S = 0.2
+#: alerts wait so long for labels of their time: then they are decided on without
+_PATIENCE_S = 60.0
+#: what has to be done before anything else is decided
+_TO_DO = ("building", "promoting", "dropping")
+
+
+class Build(Protocol):
+    """`models.rebuild.rebuild`, here or elsewhere."""
+
+    def __call__(self, rows: LabelledRows, since_ms: int, champion: Champion, kind: Kind, /) -> Rebuilt: ...
+
+
+class Controller:
+    """See the module. ``mature_ms``: how long after its event a label is final. ``build`` trains, by default in a
+    process of its own. ``clock`` gives the wall time in ms that records and packages are stamped with, nothing else."""
+
+    def __init__(
+        self,
+        log: Log,
+        registry: Registry,
+        settings: ControlSettings,
+        *,
+        mature_ms: int,
+        partitions: int = 4,
+        build: Build | None = None,
+        clock: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+    ) -> None:
+        self._log, self._registry, self._settings = log, registry, settings
+        self._mature_ms, self._clock, self._partitions = mature_ms, clock, partitions
+        self._stopping = threading.Event()
+        apart = partial(rebuilt_apart, timeout_s=settings.timeout_s, stopping=self._stopping.is_set)
+        self._build: Build = apart if build is None else build
+        #: what this loop has done since it started
+        self.counts: dict[str, int] = dict.fromkeys(("steps", "rows", "alerts", "events"), 0)
+
+    def __enter__(self) -> Self:
+        ensure_topics(self._log, topic_infos(CONTROL_TOPICS, self._partitions))
+        admin = self._log.admin()
+        self._widths = {name: info.partitions for name, info in admin.topics(CONTROL_TOPICS).items()}
+        admin.close()
+        self._ledger = ControlLog(self._log, self._clock, self._begin)
+        try:
+            self._feed = Feed(self._log, self._widths, self.state)
+            try:
+                self._open_desk()
+            except BaseException:
+                self._feed.close()
+                raise
+        except BaseException:
+            self._ledger.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._feed.close()
+        self._ledger.close()
+
+    def _begin(self) -> State:
+        """Before the first step: of a long history of labels only as many are gone through as are kept."""
+        share = self._settings.rows_max // self._widths[LABELLED]
+        return State(labelled=[max(0, end - share) for _, end in sorted(log_ends(self._log, LABELLED).items())])
+
+    @property
+    def state(self) -> State:
+        """As the log has it."""
+        return self._ledger.state
+
+    def stop(self) -> None:
+        """Ends `run` soon. From any thread, or a signal's handler."""
+        self._stopping.set()
+
+    def run(self) -> None:
+        """Follows the topics until `stop`."""
+        moved = time.monotonic()
+        while not self._stopping.is_set():
+            if self._turn(_POLL_S) or not self._feed.alerts_waiting:
+                moved = time.monotonic()
+            elif time.monotonic() - moved > _PATIENCE_S:
+                self._step(None, self._feed.alerts(None))
+
+    def run_to_end(self) -> None:
+        """Handles what is in the topics now, as far as whole rounds go."""
+        while (self._turn(_POLL_S / 4) or not self._feed.at_end()) and not self._stopping.is_set():
+            pass
+
+    def _turn(self, timeout_s: float) -> bool:
+        """Whether there was a step: as many as what was read allows."""
+        before = self.counts["steps"]
+        self._do()
+        self._feed.poll(timeout_s)
+        while not self._stopping.is_set():
+            if commands := self._feed.commands():
+                self._step(None, (), commands)
+            elif (pieces := self._feed.round(self._settings.round_rows)) is not None:
+                self._step(pieces)
+            else:
+                break
+        return self.counts["steps"] > before
+
+    # -- steps 4 and 5 --
+
+    def _step(
+        self, pieces: Sequence[Piece] | None, alerts: Sequence[dict[str, Any]] = (), commands: Sequence[Any] = ()
+    ) -> None:
+        champion = self._registry.aliases().get("champion", "")
+        if champion != self.state.champion:
+            self._open_desk(champion)
+        clock_ms = self.state.clock_ms
+        for piece in pieces or ():
+            rows = read_rows(piece.offsets, piece.timestamps, piece.values, self._desk.features)
+            self._desk.window.add(piece.partition, rows, piece.end)
+            clock_ms = max(clock_ms, int(rows.known_ms.max(initial=clock_ms)))
+            self.counts["rows"] += len(piece.offsets)
+        if pieces is not None:
+            alerts = self._feed.alerts(clock_ms)
+        inputs = Inputs(self._feed.used(), champion, clock_ms, pieces is not None, alerts, commands)
+        self._commit(step(self._settings, self.state, inputs, self._desk))
+        self.counts["alerts"] += len(alerts)
+        self._do()
+
+    def _commit(self, made: Step) -> None:
+        self._ledger.commit(made)
+        self.counts["steps"] += 1
+        self.counts["events"] += len(made.events)
+
+    def _open_desk(self, champion: str | None = None) -> None:
+        """Reads the window again that the state has used, as the champion's features want it."""
+        label = self.state.champion if champion is None else champion
+        desk = getattr(self, "_desk", None)
+        opened = WindowDesk(self._registry, self._settings, label, self._mature_ms, self._widths[LABELLED])
+        if desk is not None and desk.features == opened.features:
+            return
+        self._desk = opened
+        ends = {TP(LABELLED, p): end for p, end in enumerate(self.state.labelled)}
+        starts = dict(zip(ends, opened.window.start_of(self.state.labelled), strict=True))
+        for batch in read_up_to(self._log, ends, starts=starts, from_start=False):
+            rows = read_rows(batch.offsets, batch.timestamps, batch.values, opened.features)
+            opened.window.add(batch.tp.partition, rows, ends[batch.tp])
+
+    # -- steps 2 and 3 --
+
+    def _do(self) -> None:
+        """What the open case wants done, and after it what it wants then."""
+        while (case := self.state.case) is not None and case.status in _TO_DO:
+            outcome: Mapping[str, Any] = {}
+            if case.status == "building":
+                outcome = self._built(case)
+            elif case.status == "promoting":
+                outcome = self._promoted(case)
+            else:
+                self._registry.clear("shadow", f"control {case.id}", expected=case.candidate)
+            self._commit(finished(self._settings, self.state, outcome))
+
+    def _built(self, case: Case) -> dict[str, Any]:
+        """A challenger in the registry, shadow unless a person has chosen another one."""
+        manifest = self._added(case)
+        if manifest is None:
+            try:
+                champion = self._desk.champion(case.champion)
+                built = self._build(
+                    self._desk.training(self.state.clock_ms), case.since_ms, champion, cast(Kind, case.action)
+                )
+            except ModelError as error:
+                return {"declined": str(error)}
+            training = {"recipe": built.recipe, "rows": built.rows, "frauds": built.frauds}
+            training |= {"params": dict(champion.params), "rounds": champion.rounds, "positions": case.begin}
+            manifest = self._add(case, built, training, built.metrics)
+        shadow = self._registry.aliases().get("shadow")
+        if shadow is None:
+            self._registry.set_alias("shadow", manifest.label, f"control {case.id}")
+        metrics, recipe = dict(manifest.metrics), manifest.training["recipe"]
+        return {
+            "model": manifest.label,
+            "recipe": recipe,
+            "metrics": metrics,
+            "shadow": shadow in (None, manifest.label),
+        }
+
+    def _promoted(self, case: Case) -> dict[str, Any]:
+        """The candidate is champion; of an update, a package of the champion with the learned calibration first."""
+        label = case.candidate
+        if case.action == "update":
+            manifest = self._added(case)
+            if manifest is None:
+                champion = self._desk.model(case.champion)
+                version = champion.calibration.version + 1
+                calibration = OnlineCalibrator.from_state(case.learned).calibration(version)
+                assert calibration is not None  # a slope that is not positive is not proposed
+                built = Rebuilt(champion.model_text, calibration, "calibration learned online", {}, 0, 0)
+                training = dict(champion.manifest.training) | {"recipe": built.recipe}
+                manifest = self._add(case, built, training, {})
+            label = manifest.label
+        reason = f"control {case.id}"
+        if all(change.reason != reason or change.action != "promote" for change in self._registry.history()):
+            self._registry.set_alias("champion", label, reason)
+        return {"model": label}
+
+    def _added(self, case: Case) -> Manifest | None:
+        """The package that was built for the case, if that was done before."""
+        name = case.champion.partition("@")[0]
+        made = [entry.manifest for entry in self._registry.entries() if entry.manifest.name == name]
+        return next((one for one in made if one.training.get(ADDED) == case.id), None)
+
+    def _add(self, case: Case, built: Rebuilt, training: Mapping[str, Any], metrics: Mapping[str, Any]) -> Manifest:
+        champion = self._desk.model(case.champion).manifest
+        draft = Draft(
+            name=champion.name,
+            model_text=built.model_text,
+            features=champion.features,
+            schema_hash=champion.schema_hash,
+            created_at=datetime.fromtimestamp(self._clock() / 1000, UTC).isoformat(timespec="seconds"),
+            calibration=built.calibration,
+            training={**training, ADDED: case.id, "since": case.since_ms, "from": case.champion},
+            metrics=metrics,
+            categories=champion.categories,
+        )
+        return self._registry.add(draft)

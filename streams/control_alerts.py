@@ -1,0 +1,60 @@
+"""What an alert asks for: the strongest action among its findings about the model that scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import orjson
+
+from streams.control_settings import ACTIONS, ControlSettings
+
+__all__ = ["Wanted", "is_alert", "read_alert", "wanted"]
+
+
+class Wanted(NamedTuple):
+    """``action`` of the policy, and since when (event time ms) the world is another."""
+
+    action: str
+    since_ms: int
+
+
+def read_alert(value: bytes | None) -> dict[str, Any] | None:
+    """An alert as the monitor gives it; None for anything else, such as the records of what was done about one."""
+    try:
+        alert = orjson.loads(value or b"")
+    except ValueError:
+        return None
+    return alert if is_alert(alert) and alert.get("action") == "none" else None
+
+
+def is_alert(alert: Any) -> bool:
+    """Whether it has what is looked at here, in the types of the contract."""
+    fields = {"alert_id": str, "event_time": int, "kind": str, "subject": str, "evidence": dict}
+    return isinstance(alert, dict) and all(isinstance(alert.get(name), kind) for name, kind in fields.items())
+
+
+def wanted(settings: ControlSettings, alert: Mapping[str, Any], champion: str) -> Wanted | None:
+    """What the policy says to the alert and to the findings that have joined it since: one cause is one alert, whose
+    kind is that of the first. None: it is about other models than ``champion`` only."""
+    found = [
+        Wanted(settings.action(finding["kind"]), _since(finding, evidence))
+        for finding, evidence in _findings(alert)
+        if evidence.get("model") in (None, "", champion)
+    ]
+    return max(found, key=lambda one: ACTIONS.index(one.action), default=None)
+
+
+def _findings(alert: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    """(finding, what has its model and since) of the alert and its members."""
+    evidence = alert["evidence"]
+    yield alert, evidence
+    members = evidence.get("members")
+    for member in members if isinstance(members, list) else ():
+        if isinstance(member, dict) and isinstance(member.get("kind"), str):
+            yield member, member
+
+
+def _since(finding: Mapping[str, Any], evidence: Mapping[str, Any]) -> int:
+    since = evidence.get("since")
+    return since if isinstance(since, int) else int(finding["event_time"])

@@ -1,0 +1,342 @@
+"""One step of the control loop as a pure function: what was known, and what has come, give what is done.
+
+A step is one round of labelled rows with the alerts that are due by then, or what people asked for in between. It only
+decides; what is to be *done* is a status of the open case (`building`, `promoting`, `dropping`), which is in the log
+before anybody does it, and `finished` is the step that takes note of the outcome. See `streams.control`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+from msgspec.structs import replace
+
+from features.block import FloatArray, IntArray
+from models.evidence import Evidence
+from models.online import Gate, OnlineCalibrator, log_loss
+from streams.control_alerts import Wanted, wanted
+from streams.control_settings import ControlSettings
+from streams.control_state import Case, Command, State
+
+__all__ = ["Desk", "Inputs", "Step", "finished", "step"]
+
+_MONTH_MS = 30 * 86_400_000
+#: ids of alerts that are known again when they are sent twice
+_DECIDED = 256
+
+
+class Desk(Protocol):
+    """What a step may look up: pure functions of the rows used so far and of packages."""
+
+    def scored(self, before: State, after: State) -> tuple[FloatArray, FloatArray, IntArray]:
+        """(raw, probability, label) by the champion of the rows whose labels became final between these states."""
+
+    def frauds(self, case: Case, clock_ms: int) -> int:
+        """Final frauds since the change."""
+
+    def new_frauds(self, case: Case, clock_ms: int) -> int:
+        """Those that the candidate could not know."""
+
+    def evidence(self, case: Case, clock_ms: int, confidence: float) -> Evidence:
+        """Champion and candidate on the rows that the candidate could not know."""
+
+    def learner(self, state: State) -> OnlineCalibrator:
+        """As it was left, or a new one of the champion's calibration."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What has come: ``used`` are the next offsets of alerts, labelled and commands after it, ``clock_ms`` the newest
+    time of a label. ``champion`` is the registry's."""
+
+    used: tuple[list[int], list[int], int]
+    champion: str
+    clock_ms: int = 0
+    rows: bool = False
+    alerts: Sequence[dict[str, Any]] = ()
+    commands: Sequence[Command] = ()
+
+
+@dataclass(slots=True)
+class Step:
+    """The state after it, the events for ``model-events``, and the records for ``alerts``."""
+
+    state: State
+    events: list[dict[str, Any]] = field(default_factory=list)
+    alerts: list[dict[str, Any]] = field(default_factory=list)
+
+    def tell(self, event: str, case: Case | None = None, **more: Any) -> None:
+        """One more event."""
+        told: dict[str, Any] = {"event": event}
+        if case is not None:
+            told |= {"case": case.id, "alert_id": case.alert["alert_id"], "action": case.action}
+        self.events.append(told | {"champion": self.state.champion, "clock": self.state.clock_ms} | more)
+
+    def answer(self, alert: Mapping[str, Any], action: str, **control: Any) -> None:
+        """The alert once more, with what was done about it."""
+        evidence = {**alert["evidence"], "control": {"clock": self.state.clock_ms, **control}}
+        self.alerts.append({**alert, "action": action, "evidence": evidence})
+
+    def follow(self, case: Case, text: str, event: str, **more: Any) -> None:
+        """The case has come to this: an event, and the alert says it too."""
+        self.tell(event, case, **more)
+        self.answer(case.alert, f"{case.action}: {text}", case=case.id, **more)
+
+    def close(self, case: Case, text: str, event: str, **more: Any) -> None:
+        """The case ends without a change; a candidate is to be dropped first."""
+        self.follow(case, text, event, **({"reason": text} | more))
+        left = replace(case, status="dropping") if case.candidate else None
+        self.state = replace(self.state, case=left, closed_ms=self.state.clock_ms)
+
+
+def step(settings: ControlSettings, state: State, inputs: Inputs, desk: Desk) -> Step:
+    """The next state. Nothing is asked but ``desk``: the same inputs in the same order give the same steps."""
+    alerts, labelled, commands = inputs.used
+    now = replace(
+        state,
+        steps=state.steps + 1,
+        alerts=alerts,
+        labelled=labelled,
+        commands=commands,
+        clock_ms=max(state.clock_ms, inputs.clock_ms),
+    )
+    out = Step(now)
+    if inputs.champion != state.champion:
+        _other_champion(out, inputs.champion)
+    for command in inputs.commands:
+        _obey(settings, out, command)
+    if inputs.rows and out.state.champion:
+        _learn(settings, state, out, desk)
+    for alert in inputs.alerts:
+        _decide(settings, out, alert)
+    case = out.state.case
+    if inputs.rows and case is not None and out.state.frozen is None:
+        _MOVES.get(case.status, _wait)(settings, out, case, desk)
+    return out
+
+
+def _other_champion(out: Step, champion: str) -> None:
+    """Somebody else has changed the champion: what was learned beside the former one says nothing any more."""
+    case, first = out.state.case, not out.state.champion
+    out.state = replace(out.state, champion=champion, learner=[])
+    if case is not None and case.status != "dropping" and not first:
+        out.close(case, f"given up: {champion or 'no model'} was made champion by somebody else", "given-up")
+
+
+def _obey(settings: ControlSettings, out: Step, command: Command) -> None:
+    case, by = out.state.case, command.by
+    if command.command == "freeze":
+        out.state = replace(out.state, frozen=command.reason or "frozen")
+        out.tell("frozen", by=by, reason=command.reason)
+    elif command.command == "thaw":
+        out.state = replace(out.state, frozen=None)
+        out.tell("thawed", by=by)
+    elif command.command == "act":
+        out.tell("asked", by=by, alert_id=command.alert["alert_id"])
+        _decide(settings, out, command.alert, asked=True)
+    elif case is None or case.id != command.case or case.status == "dropping":
+        out.tell("ignored", by=by, command=command.command, asked=command.case, reason="no such case is open")
+    elif command.command == "reject":
+        out.close(case, f"rejected by {by}", "rejected", by=by, model=case.candidate)
+    elif case.status != "awaiting":
+        out.tell("ignored", case, by=by, command="approve", reason=f"the case is {case.status}, not awaiting approval")
+    elif out.state.frozen is not None:
+        out.tell("ignored", case, by=by, command="approve", reason=f"frozen: {out.state.frozen}")
+    else:
+        out.state = replace(out.state, case=replace(case, status="promoting"))
+        out.tell("approved", case, by=by, model=case.candidate)
+
+
+def _learn(settings: ControlSettings, before: State, out: Step, desk: Desk) -> None:
+    """The online calibration takes the labels that are final now; where it is being judged, by how it did on them."""
+    raw, probability, y = desk.scored(before, out.state)
+    learner = desk.learner(out.state)
+    predicted = learner.update(raw, y)
+    case = out.state.case
+    if case is not None and case.status == "armed":
+        gate = _gate(case).add(log_loss(y, probability), log_loss(y, predicted))
+        case = replace(case, gate=list(asdict(gate).values()))
+    out.state = replace(out.state, case=case, learner=learner.state().tolist())
+
+
+def _gate(case: Case) -> Gate:
+    return Gate(int(case.gate[0]), int(case.gate[1]), *case.gate[2:]) if case.gate else Gate()
+
+
+def _decide(settings: ControlSettings, out: Step, alert: Mapping[str, Any], asked: bool = False) -> None:
+    """What is done about an alert, and that it was decided. One that comes again, as it was or because more was found
+    of its cause, is decided on again where that asks for something else, is about another champion, or a person has
+    ``asked`` for it: then no pause, age or number of cases is in the way."""
+    state, name = out.state, str(alert["alert_id"])
+    if state.case is not None and state.case.alert["alert_id"] == name:
+        state = out.state = replace(state, case=replace(state.case, alert=dict(alert)))
+    found = wanted(settings, alert, state.champion)
+    before = any(key.startswith(f"{name} ") for key in state.decided)
+    key = f"{name} {found.action} {state.champion}" if found is not None else f"{name} nothing"
+    if not asked and (key in state.decided or (before and found is None)):
+        return
+    out.state = replace(state, decided=[*state.decided, key][-_DECIDED:])
+    if found is not None and found.action == "alert":
+        out.answer(alert, "alert only")
+        return
+    running, time_ms = state.case, int(alert["event_time"])
+    reason = _why_not(settings, state, time_ms, found, asked)
+    if reason is not None or found is None:
+        out.tell("declined", alert_id=name, reason=reason)
+        out.answer(alert, f"none: {reason}", case=None if running is None else running.id)
+        return
+    if running is not None:
+        out.follow(running, f"given up for {found.action}", "given-up", reason=f"gives way to {found.action}, {name}")
+    case = Case(
+        id=f"{name}-{state.steps}",
+        action=found.action,
+        status="armed" if found.action == "update" else "collecting",
+        alert=dict(alert),
+        champion=state.champion,
+        since_ms=found.since_ms,
+        frauds_min=settings.frauds_min,
+    )
+    recent = [opened for opened in state.opened_ms if opened > time_ms - _MONTH_MS]
+    out.state = replace(out.state, case=case, opened_ms=[*recent, time_ms])
+    out.follow(case, "begun", "opened", since=case.since_ms)
+
+
+def _why_not(settings: ControlSettings, state: State, time_ms: int, found: Wanted | None, asked: bool) -> str | None:
+    """Why nothing is done about an alert; None: something is. A calibration that is only being judged gives way to what
+    changes the ranking."""
+    case = state.case
+    gives_way = case is not None and case.status == "armed" and found is not None and found.action != "update"
+    recent = [opened for opened in state.opened_ms if opened > time_ms - _MONTH_MS]
+    if not state.champion:
+        return "no model scores"
+    if state.frozen is not None:
+        return f"frozen: {state.frozen}"
+    if case is not None and not gives_way:
+        return f"{case.action} for {case.alert['alert_id']} is under way"
+    if found is None:
+        return f"it is not about {state.champion}, which is champion"
+    if asked:
+        return None
+    if time_ms < state.clock_ms - settings.alert_age_ms_max:
+        return "it is too old"
+    if state.closed_ms is not None and time_ms < state.closed_ms + settings.cooldown_ms:
+        return f"cooling down until {state.closed_ms + settings.cooldown_ms}"
+    if len(recent) >= settings.cases_per_30d:
+        return f"{len(recent)} cases in 30 days are as many as allowed"
+    return None
+
+
+def _wait(settings: ControlSettings, out: Step, case: Case, desk: Desk) -> None:
+    """It is not for a round of rows to move this case."""
+
+
+def _collect(settings: ControlSettings, out: Step, case: Case, desk: Desk) -> None:
+    frauds = desk.frauds(case, out.state.clock_ms)
+    if frauds >= case.frauds_min:
+        # what is labelled from here on is new to the candidate
+        built = replace(case, status="building", frauds_min=frauds, begin=out.state.labelled)
+        out.state = replace(out.state, case=built)
+        out.tell("building", built, frauds=frauds, since=case.since_ms, positions=built.begin)
+    elif _too_long(out, case):
+        out.close(case, f"given up: {frauds} of {case.frauds_min} frauds in 30 days", "given-up")
+
+
+def _too_long(out: Step, case: Case) -> bool:
+    return out.state.clock_ms > int(case.alert["event_time"]) + _MONTH_MS * case.turn
+
+
+def _watch(settings: ControlSettings, out: Step, case: Case, desk: Desk) -> None:
+    """Looks at the candidate beside the champion when so many more frauds have come, so many times."""
+    if desk.new_frauds(case, out.state.clock_ms) < settings.look_frauds * (case.looks + 1):
+        if _too_long(out, case):
+            out.close(case, "given up: too few frauds in 30 days to judge by", "given-up", model=case.candidate)
+        return
+    found = desk.evidence(case, out.state.clock_ms, settings.look_confidence)
+    looked = replace(case, looks=case.looks + 1, evidence=asdict(found))
+    better = found.better()
+    if better == "challenger" and found.better("log_loss") != "champion":
+        _propose(settings, out, looked)
+    elif better == "champion" or looked.looks >= settings.looks:
+        why = "is worse than the champion" if better == "champion" else "is not better beyond chance"
+        out.close(
+            looked, f"given up: {case.candidate} {why}", "given-up", model=case.candidate, evidence=looked.evidence
+        )
+    else:
+        out.state = replace(out.state, case=looked)
+        out.tell("looked", looked, model=case.candidate, evidence=looked.evidence)
+
+
+def _judge(settings: ControlSettings, out: Step, case: Case, desk: Desk) -> None:
+    """Looks at the online calibration after so many rounds, so many times; each look is at new rounds."""
+    gate = _gate(case)
+    if gate.rounds < settings.look_rounds:
+        return
+    figures = gate.figures(settings.look_confidence)
+    looked = replace(case, looks=case.looks + 1, gate=[], evidence=figures)
+    if gate.passed(settings.look_confidence, settings.gain_min) and out.state.learner[0] > 0:
+        _propose(settings, out, replace(looked, learned=out.state.learner))
+    elif looked.looks >= settings.looks:
+        out.close(looked, "given up: what was learned is not better than the champion", "given-up", evidence=figures)
+    else:
+        out.state = replace(out.state, case=looked)
+        out.tell("looked", looked, evidence=figures)
+
+
+def _propose(settings: ControlSettings, out: Step, case: Case) -> None:
+    """The evidence is there: it is promoted, or a person asked."""
+    human = settings.approval == "human"
+    case = replace(case, status="awaiting" if human else "promoting")
+    out.state = replace(out.state, case=case)
+    more = {"model": case.candidate or None, "evidence": case.evidence}
+    if human:
+        out.follow(case, f"{case.candidate or 'a new calibration'} awaits approval", "proposed", **more)
+    else:
+        out.tell("decided", case, **more)
+
+
+_MOVES: dict[str, Callable[[ControlSettings, Step, Case, Desk], None]] = {
+    "collecting": _collect,
+    "watching": _watch,
+    "armed": _judge,
+}
+
+
+def finished(settings: ControlSettings, state: State, outcome: Mapping[str, Any]) -> Step:
+    """The step that takes note of what was done about the open case, which was building, promoting or dropping.
+
+    ``outcome`` of building: ``model`` and ``metrics`` and ``shadow`` (whether it is), or ``declined``, why there is no
+    challenger; of promoting: ``model``.
+    """
+    case = state.case
+    assert case is not None
+    out = Step(replace(state, steps=state.steps + 1))
+    if case.status == "dropping":
+        out.state = replace(out.state, case=None)
+    elif "declined" in outcome:
+        out.close(case, f"given up: {outcome['declined']}", "given-up")
+    elif case.status == "building":
+        watched = replace(case, status="watching", candidate=outcome["model"], looks=0, evidence={})
+        out.state = replace(out.state, case=watched)
+        event = "refitted" if case.action == "refit" else "retrained"
+        out.follow(watched, f"{outcome['model']} is watched beside the champion", event, **outcome)
+    else:
+        model = outcome["model"]
+        out.state = replace(out.state, champion=model, learner=[], case=None, closed_ms=state.clock_ms)
+        event = "updated" if case.action == "update" else "promoted"
+        out.follow(case, f"{model} is champion", event, **outcome, evidence=case.evidence)
+        if case.action != "update" and case.turn < settings.turns:
+            turn = case.turn + 1
+            following = Case(
+                id=f"{case.alert['alert_id']}-{out.state.steps}",
+                action=case.action,
+                status="collecting",
+                alert=case.alert,
+                champion=model,
+                since_ms=case.since_ms,
+                turn=turn,
+                frauds_min=2 * case.frauds_min,
+            )
+            out.state = replace(out.state, case=following)
+    return out

@@ -1,0 +1,106 @@
+"""The topic of alerts as the web page shows it: all that are in it, each once, the newest with their evidence."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from streams.errors import HeadraceError
+from streams.item_feed import TopicFeed
+from streams.log import Log, LogUnavailable
+from streams.topics import ALERTS
+
+__all__ = ["AlertBook"]
+
+logger = logging.getLogger("headrace.web")
+
+#: alerts that are kept with their evidence
+_KEEP = 200
+#: until it is looked again whether the topic is there, and whether it can be read
+_AGAIN_S = 5.0
+
+
+class AlertBook:
+    """Reads the topic from the earliest record on, outside any group; `start` and `close` once each."""
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self._lock = threading.Lock()
+        self._alerts: dict[str, dict[str, Any]] = {}
+        self._seen: set[str] = set()
+        self._counts: Counter[tuple[str, str]] = Counter()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="headrace-web-alerts", daemon=True)
+
+    def start(self) -> None:
+        """Begins to read, as soon as the topic is there."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Ends reading and waits for that."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    @property
+    def counts(self) -> dict[tuple[str, str], int]:
+        """Alerts by (kind, severity)."""
+        with self._lock:
+            return dict(self._counts)
+
+    def newest(self, most: int = _KEEP) -> list[dict[str, Any]]:
+        """As in the topic, the newest by event time first."""
+        with self._lock:
+            alerts = list(self._alerts.values())
+        return sorted(alerts, key=lambda alert: (-alert["event_time"], alert["alert_id"]))[:most]
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                if self._there():
+                    self._follow()
+            except (HeadraceError, LogUnavailable) as exc:
+                logger.warning("alerts for the web page: %s; tried again", exc)
+            self._stop.wait(_AGAIN_S)
+
+    def _there(self) -> bool:
+        admin = self._log.admin()
+        try:
+            return ALERTS in admin.topics([ALERTS])
+        finally:
+            admin.close()
+
+    def _follow(self) -> None:
+        feed = TopicFeed(self._log, ALERTS)
+        feed.start()
+        try:
+            while not self._stop.wait(0.2):
+                while batches := feed.take():
+                    for batch in batches:
+                        for value in batch.values:
+                            self._take(value)
+        finally:
+            feed.close()
+
+    def _take(self, value: bytes | None) -> None:
+        try:
+            alert: Any = orjson.loads(value or b"null")
+            known = isinstance(alert, Mapping) and isinstance(alert["event_time"], int)
+            name, kind = (str(alert["alert_id"]), (str(alert["kind"]), str(alert["severity"]))) if known else ("", None)
+        except (orjson.JSONDecodeError, KeyError):
+            return
+        if kind is None:
+            return
+        with self._lock:
+            if name not in self._seen:
+                self._seen.add(name)
+                self._counts[kind] += 1
+            self._alerts[name] = alert
+            if len(self._alerts) > 2 * _KEEP:
+                kept = sorted(self._alerts.items(), key=lambda item: item[1]["event_time"])[-_KEEP:]
+                self._alerts = dict(kept)

@@ -1,0 +1,42 @@
+"""Alerts as they are read back: one for each id, as it was last given, with what was done about it."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+import orjson
+import pytest
+
+from streams.alert_log import explained, read_alerts
+from streams.cli.main import main
+from streams.log import OutBatch, connect
+from streams.topics import ALERTS, topic_infos
+
+ALERT: dict[str, Any] = {
+    "alert_id": "0123456789abcdef", "event_time": 1_600_000_000_000, "kind": "score_drift", "subject": "score",
+    "severity": "warning", "value": 0.5, "threshold": 0.1, "evidence": {"model": "m@1", "partition": "t/0"},
+    "action": "none",
+}  # fmt: skip
+
+
+def member(partition: int) -> dict[str, Any]:
+    told = {name: ALERT[name] for name in ("event_time", "kind", "subject", "severity", "value", "threshold")}
+    return told | {"alert_id": str(partition), "model": "m@1", "partition": f"t/{partition}", "strength": None}
+
+
+def test_the_members_that_come_later_do_not_undo_what_was_done(capsys: pytest.CaptureFixture[str]) -> None:
+    url = f"memory://{uuid.uuid4().hex}"
+    log = connect(url)
+    log.admin().create_topics(topic_infos((ALERTS,), 1))
+    done = ALERT | {"action": "retrain: fraud@2"}
+    grown = ALERT | {"severity": "critical", "evidence": {**ALERT["evidence"], "members": [member(0), member(1)]}}
+    producer = log.producer()
+    producer.send(OutBatch(ALERTS, [orjson.dumps(alert) for alert in (ALERT, done, grown)], [b"k"] * 3))
+    [alert] = read_alerts(log).values()
+    assert alert == grown | {"action": "retrain: fraud@2"}
+    text = "\n".join(explained(alert))
+    assert "2 findings of partitions and models are this one alert" in text
+    assert "member    2020-09-13 12:26 score_drift of score, strength none, m@1, t/1" in text
+    assert main(["alerts", "--bootstrap", url]) == 0
+    assert "retrain: fraud@2  2 findings" in capsys.readouterr().out
