@@ -12,7 +12,7 @@ from streams.dead_letters import read_now
 from streams.log import Log
 from streams.topics import ALERTS
 
-__all__ = ["explained", "figure_text", "read_alerts", "time_text"]
+__all__ = ["explained", "figure_text", "newer", "read_alerts", "time_text"]
 
 _WATCHES_SHOWN = 5
 
@@ -24,11 +24,15 @@ def read_alerts(log: Log) -> dict[str, dict[str, Any]]:
         for value in batch.values:
             if value is not None:
                 alert = orjson.loads(value)
-                before = alerts.get(alert["alert_id"])
-                if before is not None and alert["action"] == "none":
-                    alert["action"] = before["action"]  # a member more does not undo what was done
-                alerts[alert["alert_id"]] = alert
+                alerts[alert["alert_id"]] = newer(alerts.get(alert["alert_id"]), alert)
     return alerts
+
+
+def newer(before: Mapping[str, Any] | None, alert: dict[str, Any]) -> dict[str, Any]:
+    """The later record of an alert: a member more does not undo what was done."""
+    if before is None or alert.get("action") != "none":
+        return alert
+    return {**alert, "action": before.get("action", "none")}
 
 
 def time_text(time_ms: int) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 
+from streams.alert_log import newer
 from streams.errors import HeadraceError
 from streams.item_feed import TopicFeed
 from streams.log import Log, LogUnavailable
@@ -100,7 +101,7 @@ class AlertBook:
             if name not in self._seen:
                 self._seen.add(name)
                 self._counts[kind] += 1
-            self._alerts[name] = alert
+            self._alerts[name] = newer(self._alerts.get(name), alert)
             if len(self._alerts) > 2 * _KEEP:
                 kept = sorted(self._alerts.items(), key=lambda item: item[1]["event_time"])[-_KEEP:]
                 self._alerts = dict(kept)

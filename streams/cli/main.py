@@ -29,7 +29,7 @@ EXIT_INTERRUPTED = 130
 
 #: Every command with its summary, in the order of the help.
 COMMANDS = {
-    "demo": "the whole pipeline on this machine: simulated card payments in, fraud scores out, live",
+    "demo": "both pipelines on this machine: simulated payments and clicks in, scores and lists out, live",
     "run": "run one worker",
     "topics": "create or list the topics of all pipelines",
     "produce": "send the events of a file to a topic",

@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 import pytest
 
-from streams.alert_log import explained, read_alerts
+from streams.alert_log import explained, newer, read_alerts
 from streams.cli.main import main
 from streams.log import OutBatch, connect
 from streams.topics import ALERTS, topic_infos
@@ -40,3 +40,11 @@ def test_the_members_that_come_later_do_not_undo_what_was_done(capsys: pytest.Ca
     assert "member    2020-09-13 12:26 score_drift of score, strength none, m@1, t/1" in text
     assert main(["alerts", "--bootstrap", url]) == 0
     assert "retrain: fraud@2  2 findings" in capsys.readouterr().out
+
+
+def test_what_was_done_stands_when_a_member_is_added() -> None:
+    first, acted, more = (
+        {"alert_id": "a", "action": action, "n": n} for n, action in enumerate(("none", "refit", "none"))
+    )
+    assert newer(None, first) == first and newer(first, acted) == acted
+    assert newer(acted, more) == {"alert_id": "a", "action": "refit", "n": 2}
