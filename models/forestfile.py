@@ -45,7 +45,7 @@ def read_forest(content: bytes, model: ModelText) -> Forest | None:
                 return None
             n_features, n_trees, bitmasks = (int(v) for v in arrays["shape"])
             ints, words = np.ascontiguousarray(arrays["ints"]), np.ascontiguousarray(arrays["words"])
-    except (KeyError, ValueError, OSError, BadZipFile) as error:
+    except (KeyError, ValueError, TypeError, OverflowError, OSError, EOFError, BadZipFile) as error:
         raise PackageError(f"flattened forest: cannot be read ({error!r}); package the model again") from error
     if (n_features, n_trees) != (model.n_features, len(model.trees)):
         raise PackageError(

@@ -186,6 +186,7 @@ def train_fraud(
     all_raw = LightGBMPredictor(text, num_threads).predict_raw(data.matrix(folds.test))
     measured = _unknown(split, event_time_ms, card, labels)[folds.test]
     rows, raw = np.flatnonzero(folds.test)[measured], all_raw[measured]
+    _check_measured(split, labels[rows])
     tested = Tested(x[rows], raw, calibration.apply(raw), labels[rows] == 1, event_time_ms[rows] // DAY_MS, card[rows])
     return Trained(
         model_text=text,
@@ -199,6 +200,16 @@ def train_fraud(
         reference=reference(data.matrix(folds.test), features, calibration.apply(all_raw)),
         tested=tested,
     )
+
+
+def _check_measured(split: Split, y: IntArray) -> None:
+    """ModelError where the rows that are measured tell nothing."""
+    frauds = int(np.count_nonzero(y))
+    if frauds in (0, len(y)):
+        raise ModelError(
+            f"test range [{split.test_from}, {split.test_to}): of {len(y)} transactions of cards without a known fraud "
+            f"{frauds} are frauds; both kinds are needed: give a longer range, or another one"
+        )
 
 
 def _training(split: Split, folds: Folds, y: npt.NDArray[np.int8], settings: Settings) -> dict[str, Any]:

@@ -73,6 +73,9 @@ def test_what_does_not_match_is_refused() -> None:
     content = write_forest(forest)
     with pytest.raises(PackageError, match="cannot be read"):
         read_forest(content[:100], model)
+    for broken in (b"", _changed(content, shape=np.array(3)), _changed(content, shape=np.array([np.inf, 1, 1]))):
+        with pytest.raises(PackageError, match="cannot be read"):
+            read_forest(broken, model)
     with pytest.raises(PackageError, match="of 5 features and 12 trees, the model text has 5 and 9"):
         read_forest(content, parse(random_text(1)))
     for ints in (forest.ints[:5], forest.ints.astype(np.int64), forest.ints.reshape(1, -1)):

@@ -68,3 +68,12 @@ def test_reference_names_its_features() -> None:
     assert found["rows"] == 50 and list(found["features"]) == ["a", "b"]
     assert found["features"]["a"] == found["score"] == histogram(x[:, 0])
     assert sum(found["features"]["b"]["counts"]) == pytest.approx(50)
+
+
+def test_the_rest_of_a_column_that_is_mostly_one_value_has_bins() -> None:
+    rng = np.random.default_rng(1)
+    x = np.where(rng.random(20_000) < 0.97, 0.0, rng.random(20_000))
+    found = histogram(x)
+    counts = found["counts"]
+    assert counts[0] == np.count_nonzero(x == 0.0) and 10 < len(counts) <= BINS_MAX
+    assert max(counts[1:]) < 3 * min(counts[1:])

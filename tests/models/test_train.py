@@ -170,6 +170,13 @@ def test_ranges_without_both_classes_are_refused() -> None:
         train_fraud(x, y, time, card, ["a", "b"], _split())
 
 
+def test_frauds_that_are_all_on_known_cards_measure_nothing() -> None:
+    x, y, time, card = _toy()
+    card[y == 1] = card.max() + 1
+    with pytest.raises(ModelError, match=r"test range .*: of \d+ transactions of cards without a known fraud 0 are"):
+        train_fraud(x, y, time, card, ["a", "b"], _split())
+
+
 def _naive_card_precision(rows: list[tuple[int, int, int, int]], top: int) -> float:
     found: set[int] = set()
     precisions = []
