@@ -6,7 +6,7 @@ from pathlib import Path
 
 import orjson
 import pytest
-from cluster import QUICK, Feed, Tail, Worker, fresh_topics, send, sources, stream
+from cluster import QUICK, Feed, Tail, Worker, fresh_topics, send, sources, stream, until
 
 from streams.broker import Broker
 from streams.log import Log
@@ -24,11 +24,12 @@ LABEL_OF = {
 
 def topics(kafka: Broker) -> Log:
     log = fresh_topics(kafka.bootstrap)
-    mine = topic_infos((BY_TRANSACTION, LABELLED), 4)
-    known = log.admin().topics([info.name for info in mine])
-    if known:
-        log.admin().delete_topics(list(known))
-    log.admin().create_topics(mine)
+    names = (BY_TRANSACTION, LABELLED)
+    admin = log.admin()
+    if known := admin.topics(names):
+        admin.delete_topics(list(known))
+    until(lambda: not admin.topics(names), "the topics to go")
+    admin.create_topics(topic_infos(names, 4))
     return log
 
 
