@@ -202,7 +202,7 @@ def train_fraud(
     )
 
 
-def _check_measured(split: Split, y: IntArray) -> None:
+def _check_measured(split: Split, y: npt.NDArray[np.int8]) -> None:
     """ModelError where the rows that are measured tell nothing."""
     frauds = int(np.count_nonzero(y))
     if frauds in (0, len(y)):

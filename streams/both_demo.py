@@ -52,7 +52,7 @@ class _Shop:
             try:
                 self._job.result()
             except Exception as error:  # noqa: BLE001 - a defect of the shop's thread is told like any other
-                return [f"shop: {type(error).__name__}: {error}"]
+                self.demo.problems = [f"shop: {type(error).__name__}: {error}"]
         return self.demo.problems
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import msgspec
 import numpy as np
 
 from features.block import FloatArray, Ids, IntArray
+from features.schema import TIME_MS_MAX, TIME_MS_MIN
 from features.shopping import codes_of
 from monitoring.list_counts import LIST_SOURCES, RUNGS
 from monitoring.list_join import LIST_MAX, Shown
@@ -23,6 +25,8 @@ SCORE = "rank_score"
 _RUNGS = {name: i for i, name in enumerate(RUNGS)}
 _SOURCES = {name: i for i, name in enumerate(LIST_SOURCES)}
 _BOUGHT = ("cart", "purchase")
+#: partitions and offsets are numbers up to this
+_PLACE_MAX = 2**63 - 1
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -34,7 +38,7 @@ class _Item(msgspec.Struct):
 
 class _List(msgspec.Struct):
     event_id: int | str
-    event_time: int
+    event_time: Annotated[int, msgspec.Meta(ge=TIME_MS_MIN, le=TIME_MS_MAX)]
     user_id: int | str
     items: list[_Item]
     rung: str
@@ -140,6 +144,9 @@ def read_lists(batch: RecordBatch) -> tuple[ListRuns, list[Dead]]:
             source = next((text for name, text in batch.headers(i) if name == "source"), b"")
             _, p, at = source.rsplit(b"/", 2)
             place = int(p), int(at)
+            if not (0 <= place[0] <= _PLACE_MAX and 0 <= place[1] <= _PLACE_MAX):
+                raise ValueError("source: no place in a log")
+            listed.features = listed.features or None  # of no names: none
         except (ValueError, OverflowError) as error:  # msgspec's are ValueErrors
             dead.append(Dead(i, f"not a list of the recommend pipeline with its header `source`: {error}"))
             continue

@@ -38,7 +38,7 @@ _WINDOW_DAYS = 7
 class Labelled:
     """n rows of ``labelled``, each transaction once: event ``times``, when their label was known, ``labels`` 0 or 1,
     ``scores`` (NaN: none), and which labels came, the others being by the horizon, each (n,). ``newest_ms``: the newest
-    label time of the topic, of whatever rows."""
+    label time of the topic, of whatever rows, none later than it was sent."""
 
     times: IntArray
     label_times: IntArray
@@ -92,7 +92,9 @@ def read_labelled(log: Log, span: Span, progress: Callable[[int], None] = lambda
             if value is None:
                 continue
             r = orjson.loads(value)
-            newest_ms = max(newest_ms, r["label_time"])
+            # as the live monitor: a label of a clock that is ahead does not make all others old
+            sent = batch.timestamps[i]
+            newest_ms = max(newest_ms, min(r["label_time"], sent) if sent > 0 else r["label_time"])
             if span.begin_ms <= r["event_time"] < span.end_ms:
                 source = next((v for name, v in batch.headers(i) if name == "source"), b"")
                 row = (r["event_time"], r["label_time"], r["label"], r["score"], r["by"] == "label")

@@ -131,12 +131,14 @@ def replay_range(
                 "workers, or bootstrap a group with the other set"
             ) from error
     cards = None
+    # rows follow from transactions, so their ends come first: workers may go on while this reads
+    stops = log_ends(log, BY_TERMINAL)
     if features.schema_hash != served_set.schema_hash:
-        cards = _CardFeatures(replays, span)
+        cards = _CardFeatures(replays, log_ends(log, TRANSACTIONS), span)
     elif store is not None:
-        _begin_at_checkpoints(replays, store, group, span)
+        _begin_at_checkpoints(replays, stops, store, group, span)
     parts: list[Scored] = []
-    for rows, partitions, matrix in _vectors(replays, span, cards):
+    for rows, partitions, matrix in _vectors(replays, stops, span, cards):
         _, scores = model.score(matrix)
         ids = {name: rows.ids[name] for name in _IDS}
         amounts = rows.columns["amount"].astype(np.float64, copy=False)
@@ -168,10 +170,12 @@ def joined(parts: Sequence[Scored], names: tuple[str, ...]) -> Scored:
 # --- where to begin ---
 
 
-def _begin_at_checkpoints(replays: StageReplays, store: CheckpointStore, group: str, span: Span) -> None:
+def _begin_at_checkpoints(
+    replays: StageReplays, stops: Mapping[TP, int], store: CheckpointStore, group: str, span: Span
+) -> None:
     """Begins the terminal stage's partitions at their newest checkpoints before the range."""
     pipeline = replays.pipeline()
-    for tp, stop in log_ends(replays.log, BY_TERMINAL).items():
+    for tp, stop in stops.items():
         expected = expected_of(group, tp, pipeline.state_of(BY_TERMINAL))
         at_most = stop
         try:
@@ -218,11 +222,12 @@ class _History:
         """The partition's next rows have these event times. ReplayError: it begins too late."""
         if tp not in self.lost or len(times) == 0:
             return
-        newest = int(times.max())
-        if newest > self.known_ms:
+        # the first row alone: how many come with it says nothing about what is lost
+        first = int(times[0])
+        if first > self.known_ms:
             raise ReplayError(
                 f"{self.topic}/{tp.partition}: its first records are gone (retention), and what is left begins "
-                f"{(newest - self.known_ms) / 3_600_000:,.1f} h too late for the windows of the range; give a later "
+                f"{(first - self.known_ms) / 3_600_000:,.1f} h too late for the windows of the range; give a later "
                 "--from, or --checkpoints with a state from before the range, or keep the topic longer (retention.ms)"
             )
         self.lost.discard(tp)
@@ -234,11 +239,10 @@ class _History:
 class _CardFeatures:
     """Features by card of the rows in the range, by place, to take the place of those that a log of rows carries."""
 
-    def __init__(self, replays: StageReplays, span: Span) -> None:
+    def __init__(self, replays: StageReplays, stops: Mapping[TP, int], span: Span) -> None:
         self._span = span
         pipeline = replays.pipeline()
         self._names = [f.name for f in pipeline.settings.features.for_stage("card_id")]
-        stops = log_ends(replays.log, TRANSACTIONS)
         history = _History.of(replays, stops, span.begin_ms - _lookback_ms(pipeline, "card_id"))
         task = replays.tasks(pipeline)
         places, features = [np.empty(0, np.int64)], [np.empty((0, len(self._names)))]
@@ -281,11 +285,10 @@ class _CardFeatures:
 
 
 def _vectors(
-    replays: StageReplays, span: Span, cards: _CardFeatures | None
+    replays: StageReplays, stops: Mapping[TP, int], span: Span, cards: _CardFeatures | None
 ) -> Iterator[tuple[Block, IntArray, FloatArray]]:
     """Rows of the range, their source partitions (n,) and features (n, d), as they become due."""
     pipeline = replays.pipeline()
-    stops = log_ends(replays.log, BY_TERMINAL)
     history = _History.of(replays, stops, span.begin_ms - _lookback_ms(pipeline, "terminal_id"))
     task = replays.tasks(pipeline)
     #: partitions where rows of the range may wait for their turn

@@ -55,10 +55,10 @@ class CostMatrix:
                 continue
             try:
                 number = float(value) if not isinstance(value, bool) else -1.0
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 number = -1.0
             if not 0.0 <= number < float("inf"):
-                raise ConfigError(f"{where}: {name} {value!r} is not a cost of 0 or more; {_REMEDY}")
+                raise ConfigError(f"{where}: {name} {value!r:.40} is not a cost of 0 or more; {_REMEDY}")
             values[name] = number
         return cls(**values)  # type: ignore[arg-type]
 

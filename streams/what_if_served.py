@@ -25,12 +25,16 @@ __all__ = ["UNKNOWN", "Known", "known_labels", "read_served"]
 UNKNOWN = -1
 
 
-def read_served(log: Log, span: Span, progress: Callable[[int], None] = lambda _: None) -> Scored:
-    """The score records of the range; one that was sent again counts once. Their features, where they were logged.
+def read_served(
+    log: Log, span: Span, progress: Callable[[int], None] = lambda _: None, recent_ms: int | None = None
+) -> Scored:
+    """The score records of the range, with ``recent_ms`` at most so much older than the newest of them; one that was
+    sent again counts once. Their features, where they were logged.
 
     ConfigError: there is no such topic.
     """
     parts: list[Scored] = []
+    begin, newest, dropped = span.begin_ms, 0, 0
     for batch in read_up_to(log, log_ends(log, FRAUD_SCORES), from_start=False):
         records, where = [], []
         for i, value in enumerate(batch.values):
@@ -38,15 +42,21 @@ def read_served(log: Log, span: Span, progress: Callable[[int], None] = lambda _
             if source is None or value is None:
                 continue  # not from one of our workers
             record = orjson.loads(value)
-            if span.begin_ms <= record["event_time"] < span.end_ms:
+            if begin <= record["event_time"] < span.end_ms:
+                newest = max(newest, record["event_time"])
                 records.append(record)
                 where.append([int(number) for number in source.rsplit(b"/", 2)[1:]])
         if records:
             parts.append(_columns(records, np.array(where, np.int64)))
+        if recent_ms is not None:
+            begin = max(begin, newest - recent_ms)
+            if begin - dropped > recent_ms // 8:  # not at each batch: it looks at all there is
+                parts, dropped = [part for part in parts if part.times.max() >= begin], begin
         progress(len(batch))
     names = tuple(dict.fromkeys(name for part in parts for name in part.names))
     whole = joined([_with_features(part, names) for part in parts], names)
-    return whole.take(np.unique(whole.places, return_index=True)[1])
+    first = np.unique(whole.places, return_index=True)[1]
+    return whole.take(first[whole.times[first] >= begin])
 
 
 def _columns(records: list[dict[str, Any]], where: IntArray) -> Scored:
@@ -104,7 +114,9 @@ def known_labels(log: Log, scored: Scored, policy: JoinSettings, mature_ms: int)
         ids = Ids.concat([block.ids["transaction_id"] for block in blocks])
         times = np.concatenate([block.columns["label_time"].astype(np.int64) for block in blocks])
         frauds = np.concatenate([block.columns["is_fraud"].astype(np.int64) for block in blocks])
-        newest = max(newest, int(times.max()))
+        # as the live monitor: a label of a clock that is ahead does not make all others old
+        sent = np.concatenate([block.timestamps for block in blocks])
+        newest = max(newest, int(np.where(sent > 0, np.minimum(times, sent), times).max()))
         _join(labels, scored, ids, times, frauds, policy)
     if policy.at_horizon:
         mature_ms = max(mature_ms, policy.horizon_ms)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -82,6 +83,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.model is None and (args.threshold is None or args.features is not None):
         raise ConfigError("--model: none given; give a model to score with, or with what was served a --threshold")
+    _check_threshold("--threshold", args.threshold, 1.0)
+    _check_threshold("--served-threshold", args.served_threshold)
     span = Span(time_ms("--from", args.begin, 0), time_ms("--to", args.end, 1 << 62))
     if span.end_ms <= span.begin_ms:
         raise ConfigError(f"--to {args.end}: not after --from {args.begin}; give the end of the range, not in it")
@@ -101,6 +104,11 @@ def run(args: argparse.Namespace) -> int:
     if len(served) + len(replayed) == 0:
         raise ConfigError(f"no transaction in the range {_span_text(span)}; give another --from and --to")
     table = beside(served, replayed)
+    if not table.both.any():
+        raise ConfigError(
+            f"no transaction in the range {_span_text(span)} has both scores, of {len(served):,} served and "
+            f"{len(replayed):,} replayed; give another --from and --to, or the --config that the workers ran with"
+        )
     known = known_labels(log, table.scored, join_settings(settings), settings.label_mature_ms)
     found = figures(table, known, choice, served)
     differing, names = differing_features(served, replayed)
@@ -133,6 +141,12 @@ class _Package(NamedTuple):
     @property
     def label(self) -> str:
         return self.manifest.label
+
+
+def _check_threshold(option: str, value: float | None, most: float = math.inf) -> None:
+    """ConfigError: below 0, above ``most``, or no finite number."""
+    if value is not None and not (0.0 <= value <= most and math.isfinite(value)):
+        raise ConfigError(f"{option} {value:g}: no score, which is from 0 to 1; give a number of these")
 
 
 def _package(reference: str, settings: Settings) -> _Package:

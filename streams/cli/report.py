@@ -58,14 +58,18 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--reference-days {args.reference_days}: below 1; give how many days to compare with")
     begin = time_ms("--day", args.day, -1) if args.day else time_ms("--from", args.begin, -1)
     end = begin + _DAY_MS if args.day else time_ms("--until", args.until, 1 << 62)
+    _check_days(args, begin, end)
     if end <= begin:
         raise ConfigError(f"--until {args.until}: not after --from {args.begin}; give the end of the range, not in it")
+    whole = args.begin is not None or args.until is not None
     settings = load_settings(args.config, overrides={"bootstrap": args.bootstrap, "models": args.models})
     folder = report_folder("--to", args.to)
     log = await_broker(settings)
     with progress("records", None) as advance:
-        topics = _Topics.read(log, settings, begin - args.reference_days * _DAY_MS, end, advance)
-    spans = topics.spans(begin, end, whole=args.begin is not None or args.until is not None, daily=args.daily)
+        newest_only = not (args.day or args.daily or whole)
+        recent_ms = (args.reference_days + 1) * _DAY_MS if newest_only else None
+        topics = _Topics.read(log, settings, (begin - args.reference_days * _DAY_MS, end), recent_ms, advance)
+    spans = topics.spans(begin, end, whole=whole, daily=args.daily)
     made = [
         (day, topics.page(folder / day if args.daily else folder, span, args.reference_days)) for day, span in spans
     ]
@@ -83,6 +87,16 @@ def run(args: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def _check_days(args: argparse.Namespace, begin_ms: int, end_ms: int) -> None:
+    """ConfigError: a day is asked for that does not begin, or end, at midnight UTC."""
+    ends = [("--day", args.day, begin_ms)]
+    if args.daily:
+        ends += [("--from", args.begin, begin_ms), ("--until", args.until, end_ms)]
+    for option, text, ms in ends:
+        if text is not None and ms % _DAY_MS:
+            raise ConfigError(f"{option} {text}: not a whole day, UTC; give one such as 2026-05-01")
+
+
 class _Topics:
     """What was read of the topics, of which each page shows a part."""
 
@@ -92,22 +106,32 @@ class _Topics:
         self._newest_ms = max(int(served.times.max(initial=0)), labelled.newest_ms)
 
     @classmethod
-    def read(cls, log: Log, settings: Settings, begin_ms: int, end_ms: int, advance: Callable[[int], None]) -> _Topics:
-        """Of a group without a monitor only the scores. ConfigError: there are none."""
+    def read(
+        cls,
+        log: Log,
+        settings: Settings,
+        ends: tuple[int, int],
+        recent_ms: int | None,
+        advance: Callable[[int], None],
+    ) -> _Topics:
+        """Of event times between these ends, with ``recent_ms`` of those at most so much older than the newest. Of a
+        group without a monitor only the scores. ConfigError: there are none."""
         from streams.alert_log import read_alerts
         from streams.monitor_report import NO_LABELS, read_labelled
         from streams.topics import ALERTS, LABELLED
         from streams.what_if import Span
         from streams.what_if_served import read_served
 
-        span = Span(begin_ms, end_ms)
+        span = Span(*ends)
         admin = log.admin()
         there = admin.topics((LABELLED, ALERTS))
         admin.close()
-        served = read_served(log, span, advance)
+        served = read_served(log, span, advance, recent_ms)
+        if recent_ms is not None:
+            span = Span(max(span.begin_ms, int(served.times.max(initial=0)) - recent_ms), span.end_ms)
         labelled = read_labelled(log, span, advance) if LABELLED in there else NO_LABELS
         alerts = list(read_alerts(log).values()) if ALERTS in there else []
-        monitored = len(labelled.times) > 0 or len(alerts) > 0
+        monitored = labelled.newest_ms > 0 or len(alerts) > 0
         return cls(settings, served, labelled, sorted(alerts, key=lambda alert: alert["event_time"]), monitored)
 
     def spans(self, begin_ms: int, end_ms: int, *, whole: bool, daily: bool) -> list[tuple[str, tuple[int, int]]]:

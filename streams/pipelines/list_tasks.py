@@ -28,7 +28,7 @@ __all__ = ["ListTask"]
 
 #: before the names of the arrays of a task's parts
 _POSITIONS, _LISTS, _WEIGHTS = "positions/", "lists/", "weights/"
-#: models of which weights are kept; a new one takes the place of the first
+#: models of which weights are kept; a new one takes the place of the one unused for longest
 _MODELS_MAX = 8
 
 
@@ -47,7 +47,7 @@ class ListTask:
         self.next_offset = 0
         self.positions = SourcePositions()
         self.lists = ListMonitor(settings)
-        #: by model, see `SourceWeights`
+        #: by model, the last used last, see `SourceWeights`
         self.weights: dict[str, SourceWeights] = {}
 
     def state(self) -> Arrays:
@@ -104,10 +104,12 @@ class ListTask:
 
     def _learn(self, outcomes: Outcomes, models: Sequence[str]) -> None:
         """From lists that were followed by a hit: what each source's items should have been lifted by."""
-        hit = outcomes.place >= 0
-        for number in dict.fromkeys(outcomes.model[hit].tolist()):
-            at = np.flatnonzero(hit & (outcomes.model == number))
-            weights = self.weights.setdefault(models[number], SourceWeights(LIST_SOURCES))
+        hits = np.flatnonzero(outcomes.place >= 0)
+        # in runs of one model, so that how lists are cut into batches does not say which one is unused for longest
+        for at in np.split(hits, np.flatnonzero(np.diff(outcomes.model[hits])) + 1) if len(hits) else ():
+            model = models[outcomes.model[at[0]]]
+            weights = self.weights.pop(model, None) or SourceWeights(LIST_SOURCES)
+            self.weights[model] = weights
             if len(self.weights) > _MODELS_MAX:
                 del self.weights[next(iter(self.weights))]
             there = np.arange(LIST_MAX) < outcomes.length[at][:, None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from recommend_logs import MINUTE, NOW, ShopFed, interaction, shop_pipeline, wal
 
 from features.shopping import FEATURES
 from monitoring.list_counts import LIST_SOURCES, RUNGS
+from monitoring.list_join import LIST_MAX, Outcomes
 from streams.list_records import SCORE, read_lists
 from streams.log import TP
 from streams.pipelines.recommend_lists import ListRules
@@ -93,6 +95,48 @@ def test_what_is_no_list_goes_to_the_dead_letters() -> None:
     [letters] = processed(task, batch(RECOMMENDATIONS, [good[0], *bad, good[1]]))
     assert letters.topic == DEAD_LETTERS and list(letters.values) == [record.value for record in bad]
     assert task.pipeline.figures()["lists"] == 2 and task.pipeline.figures()["dead_letters"] == 3
+
+
+def test_numbers_beyond_what_can_be_kept_are_dead_letters_and_no_features_are_none() -> None:
+    good = lists_of(3, ListRules(explore=1.0))
+    listed = orjson.loads(good[0].value or b"")
+
+    def text(**more: Any) -> bytes:
+        return json.dumps(listed | more).encode()
+
+    source = good[0].headers
+    bad = [Record(text(event_time=time), None, source) for time in (10**30, 2**63, -(2**63), 7)]
+    bad += [Record(good[0].value, None, (("source", b"interactions/0/%d" % 2**70),))]
+    bad += [Record(good[0].value, None, (("source", b"interactions/%d/1" % 2**63),))]
+    bad += [Record(good[0].value, None, (("source", b"interactions/0/-1"),))]
+    empty = Record(text(features={}, event_id=2**70), None, (("source", b"interactions/0/0"),))
+    task = task_of()
+    [letters] = processed(task, batch(RECOMMENDATIONS, [*bad, empty, *good[1:]]))
+    assert list(letters.values) == [record.value for record in bad]
+    assert task.pipeline.figures()["lists"] == len(good) == 4
+    full = Record(text(features={"a": [2.0] * len(listed["items"])}), None, source)
+    read, dead = read_lists(batch(RECOMMENDATIONS, [full, empty, full]))
+    [run] = read.runs(np.arange(3))
+    assert not dead and run.pairs is not None and run.pairs.row.tolist() == [0, 2] and listed["items"]
+
+
+def test_weights_of_the_model_unused_for_longest_go() -> None:
+    def learn(task: Any, models: list[int]) -> None:
+        m, zeros = len(models), np.zeros(len(models), np.int64)
+        shape = (m, LIST_MAX)
+        outcomes = Outcomes(
+            zeros, zeros, zeros, np.array(models), zeros, zeros, zeros > 0, zeros + 2, np.zeros(shape, np.int8),
+            np.ones(shape),
+        )  # fmt: skip
+        task._learn(outcomes, [f"m@{i}" for i in range(20)])
+
+    used = [0, 1, 2, 3, 4, 5, 6, 7, 0, 8, 0, 9]
+    whole, cut_up = task_of(), task_of()
+    learn(whole, used)
+    for model in used:
+        learn(cut_up, [model])
+    assert list(whole.weights) == list(cut_up.weights) == [f"m@{i}" for i in (3, 4, 5, 6, 7, 8, 0, 9)]
+    assert whole.weights["m@0"].lists == 3
 
 
 def test_a_replay_sends_nothing_and_leaves_the_same_state() -> None:

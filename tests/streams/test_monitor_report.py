@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,9 +25,11 @@ from streams.cli.main import main
 from streams.encode import ScoreEncoder, source_headers
 from streams.labelled import LabelledEncoder, LabelledRows
 from streams.log import OutBatch, connect
-from streams.monitor_report import psi_of_histogram
+from streams.monitor_report import psi_of_histogram, read_labelled
 from streams.pipelines.fraud_monitor import FEATURE, MODEL
 from streams.topics import ALERTS, FRAUD_SCORES, LABELLED, TRANSACTIONS, topic_infos
+from streams.what_if import Span
+from streams.what_if_served import read_served
 
 DAY = 86_400_000
 START = 18_000 * DAY
@@ -187,6 +190,33 @@ def test_a_page_for_each_day_and_a_list(tmp_path: Path, capsys: pytest.CaptureFi
         assert f'href="{day}/index.html"' in index and (tmp_path / day / "index.html").is_file()
 
 
+def test_a_label_of_a_clock_that_is_ahead_is_as_new_as_its_record() -> None:
+    log = connect(f"memory://{uuid.uuid4().hex}")
+    log.admin().create_topics(topic_infos((LABELLED,), 1))
+    now = int(time.time() * 1000)
+    record = {"event_time": START, "label_time": now + 3_650 * DAY, "label": 1, "score": 0.5, "by": "label"}
+    log.producer().send(OutBatch(LABELLED, [orjson.dumps(record)], None, 0))
+    found = read_labelled(log, Span(0, 1 << 62))
+    assert len(found.times) == 1 and found.newest_ms < now + DAY
+
+
+def test_of_the_newest_day_nothing_older_than_its_reference_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], quiet: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, read = f"memory://{uuid.uuid4().hex}", []
+    fill(url)
+
+    def reading(*args: Any) -> Any:
+        read.append(read_served(*args))
+        return read[-1]
+
+    monkeypatch.setattr("streams.what_if_served.read_served", reading)
+    assert main(["report", "--to", str(tmp_path), "--bootstrap", url, "--reference-days", "3", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["rows"] == A_DAY and found["reference_rows"] == 3 * A_DAY and found["monitored"]
+    assert 4 * A_DAY <= len(read[0]) <= 5 * A_DAY
+
+
 def test_wrong_use_of_the_report_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str], quiet: None) -> None:
     url = f"memory://{uuid.uuid4().hex}"
     words = ["report", "--bootstrap", url, "--to", str(tmp_path)]
@@ -198,6 +228,9 @@ def test_wrong_use_of_the_report_is_said(tmp_path: Path, capsys: pytest.CaptureF
         (["--day", "2001-01-01", "--daily"], "give one or the other"),
         (["--from", "2001-01-02", "--until", "2001-01-01"], "not after --from"),
         (["--reference-days", "0"], "--reference-days 0: below 1"),
+        (["--day", "2019-04-20T12:00"], "--day 2019-04-20T12:00: not a whole day"),
+        (["--daily", "--from", "2019-04-20T12:00"], "--from 2019-04-20T12:00: not a whole day"),
+        (["--daily", "--until", "2019-04-20T12:00"], "--until 2019-04-20T12:00: not a whole day"),
     ):
         assert main([*words, *more]) == 2
         assert said in capsys.readouterr().err

@@ -101,4 +101,5 @@ def test_what_goes_wrong_in_the_shop_is_told_beside_the_rest(monkeypatch: pytest
     shop.start()
     assert shop.end() == ["shop: RuntimeError: no shop today"] == shop.end()
     assert shop.is_live, "nobody waits for it any more"
-    assert both.figures()["recommendations"]["scored"] == 0
+    figures = both.figures()["recommendations"]
+    assert figures["scored"] == 0 and not figures["ok"] and figures["problems"] == shop.end()

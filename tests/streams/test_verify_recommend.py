@@ -18,10 +18,11 @@ from streams.cli.main import main
 from streams.config import Settings
 from streams.errors import ConfigError
 from streams.log import TP, Log, OutBatch, RecordBatch
+from streams.memory import MemoryConsumer
 from streams.recommend_worker import make_pipeline
 from streams.replay import read_up_to
 from streams.topics import BY_ITEM, INTERACTIONS, ITEMS, RECOMMENDATIONS
-from streams.verify_recommend import verify_recommend
+from streams.verify_recommend import _check_item, verify_recommend
 from streams.verify_rows import StageResult
 
 pytestmark = pytest.mark.timeout(120)
@@ -118,6 +119,42 @@ def test_rows_that_were_not_sent_are_found() -> None:
     assert found["user"].mismatching_rows > 0 and found["lists"].mismatching_rows == 0
     assert found["user"].differences[0].columns == {"row": ("present", "absent")}
     assert found["user"].differences[0].source.startswith(f"{INTERACTIONS}/")
+
+
+@pytest.mark.parametrize(
+    ("logged", "open_end", "differing"),
+    [
+        ("ab", False, 0),
+        ("b", False, 0),
+        ("a", True, 1),
+        ("a", False, 1),
+        ("abc", True, 0),
+        ("abc", False, 1),
+        ("c", True, 0),
+        ("c", False, 2),
+        ("ac", True, 0),
+        ("cb", True, 1),
+        ("", True, 1),
+    ],
+)
+def test_a_newer_value_may_have_taken_the_place_of_the_last_one(logged: str, open_end: bool, differing: int) -> None:
+    result = StageResult("item")
+    _check_item(result, b"1", [word.encode() for word in logged], [b"a", b"b"], open_end)
+    assert result.mismatching_rows == differing
+
+
+def test_the_ends_of_items_are_taken_before_those_of_what_they_are_made_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, log = shop()
+    asked: list[str] = []
+
+    def ranged(consumer: MemoryConsumer, tp: TP) -> tuple[int, int]:
+        asked.append(tp.topic)
+        return 0, 0
+
+    monkeypatch.setattr(MemoryConsumer, "offset_range", ranged)
+    with pytest.raises(ConfigError):
+        verify_recommend(log, "shop", make_pipeline(settings, log))
+    assert asked.index(ITEMS) < asked.index(BY_ITEM) and asked.count(ITEMS) == 2
 
 
 def test_without_a_group_or_topics_it_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,6 +26,7 @@ from monitoring.labels import JoinSettings
 from streams.checkpoint_store import CheckpointStore
 from streams.checkpoints import meta_of
 from streams.cli.main import main
+from streams.dead_letters import log_ends
 from streams.errors import ConfigError
 from streams.log import TP, OutBatch, connect
 from streams.memory import MemoryConsumer, MemoryLog
@@ -204,6 +205,23 @@ def test_another_set_has_the_features_that_its_own_workers_would_have_served(tmp
     assert replayed.places.tolist() == would.places.tolist()
     np.testing.assert_array_equal(replayed.matrix, would.matrix)
     assert replayed.scores.tobytes() == would.scores.tobytes()
+
+
+def test_rows_that_workers_add_meanwhile_are_not_taken_for_rows_without_a_transaction(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(tmp_path, RICH)
+    rich = loaded(tmp_path, "m@1", RICH)
+    _, log = served_log(ModelSlot())
+    asked: list[str] = []
+
+    def growing(log: MemoryLog, topic: str) -> dict[TP, int]:
+        asked.append(topic)
+        return {tp: end - (20 if len(asked) == 1 else 0) for tp, end in log_ends(log, topic).items()}
+
+    monkeypatch.setattr("streams.what_if.log_ends", growing)
+    replayed = again(log, rich, features=RICH, span=Span(SPAN.begin_ms, 1 << 62))
+    assert len(replayed) > 40 and asked == [BY_TERMINAL, TRANSACTIONS]
 
 
 def test_a_checkpoint_before_the_range_stands_for_the_log_before_it(tmp_path: Path) -> None:
