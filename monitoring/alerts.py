@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
-__all__ = ["Alert", "alert_id"]
+__all__ = ["SEVERITIES", "Alert", "alert_id", "is_alert"]
+
+#: mildest first
+SEVERITIES = ("warning", "critical")
+#: the end of the year 9999: later is no date
+_TIME_END_MS = 253_402_300_800_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +38,17 @@ class Alert:
     def to_json(self) -> dict[str, Any]:
         """Plain data, the contract's fields in their order."""
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+
+def is_alert(record: object) -> TypeGuard[dict[str, Any]]:
+    """Whether it is the JSON of an `Alert`, each field of its type, the severity one that there is."""
+    if not isinstance(record, dict) or not record.keys() >= Alert.__dataclass_fields__.keys():
+        return False
+    texts = all(isinstance(record[name], str) for name in ("alert_id", "kind", "subject", "severity", "action"))
+    # JSON has no NaN: it is null there
+    figures = all(type(record[name]) in (int, float, type(None)) for name in ("value", "threshold"))
+    timed = type(record["event_time"]) is int and 0 <= record["event_time"] < _TIME_END_MS
+    return texts and figures and timed and isinstance(record["evidence"], dict) and record["severity"] in SEVERITIES
 
 
 def alert_id(half: str, subject: str, measure: str, period: int) -> str:

@@ -8,31 +8,48 @@ from typing import Any
 
 import orjson
 
+from monitoring.alerts import SEVERITIES, is_alert
 from streams.dead_letters import read_now
 from streams.log import Log
 from streams.topics import ALERTS
 
-__all__ = ["explained", "figure_text", "newer", "read_alerts", "time_text"]
+__all__ = ["alert_in", "explained", "figure_text", "newer", "read_alerts", "time_text"]
 
 _WATCHES_SHOWN = 5
 
 
 def read_alerts(log: Log) -> dict[str, dict[str, Any]]:
-    """All alerts that are in the topic now by their id; one that was sent twice is one. ConfigError: no such topic."""
+    """All alerts that are in the topic now by their id; one that was sent twice is one, and what is no alert
+    is left out. ConfigError: no such topic."""
     alerts: dict[str, dict[str, Any]] = {}
     for batch in read_now(log, ALERTS):
         for value in batch.values:
-            if value is not None:
-                alert = orjson.loads(value)
+            alert = alert_in(value)
+            if alert is not None:
                 alerts[alert["alert_id"]] = newer(alerts.get(alert["alert_id"]), alert)
     return alerts
 
 
+def alert_in(value: bytes | None) -> dict[str, Any] | None:
+    """The alert in a record of the topic; None: it is none."""
+    try:
+        alert = orjson.loads(value or b"null")
+    except orjson.JSONDecodeError:
+        return None
+    return alert if is_alert(alert) else None
+
+
 def newer(before: Mapping[str, Any] | None, alert: dict[str, Any]) -> dict[str, Any]:
-    """The later record of an alert: a member more does not undo what was done."""
-    if before is None or alert.get("action") != "none":
+    """The later record of an alert: a member more does not undo what was done, and what is said to have been done, of
+    the alert as it was then, makes it no milder."""
+    if before is None:
         return alert
-    return {**alert, "action": before.get("action", "none")}
+    stays: dict[str, Any] = {}
+    if alert.get("action") == "none":
+        stays["action"] = before.get("action", "none")
+    if before.get("severity") == SEVERITIES[-1]:
+        stays["severity"] = SEVERITIES[-1]
+    return {**alert, **stays}
 
 
 def time_text(time_ms: int) -> str:

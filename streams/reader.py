@@ -143,7 +143,8 @@ class BlockReader(threading.Thread):
     @property
     def flow_is_stopped(self) -> bool:
         """Whether every partition is paused by `stop_flow`."""
-        return self._flow_stopped and all(p.paused for p in self._partitions.values())
+        with self._cond:
+            return self._flow_stopped and all(p.paused for p in self._partitions.values())
 
     def leave(self, *, drain: bool = True) -> None:
         """Asks the thread to finish what it has taken, commit, and leave the group; `join` it then.

@@ -182,7 +182,9 @@ class WebServer:
 
     def _may_change(self, request: web.Request) -> bool:
         given = request.headers.get("Authorization", "")
-        return bool(self._token) and hmac.compare_digest(given.encode(), f"Bearer {self._token}".encode())
+        # bytes that are no UTF-8 come as surrogates, in a header as in a setting
+        wanted = f"Bearer {self._token}".encode("utf-8", "surrogateescape")
+        return bool(self._token) and hmac.compare_digest(given.encode("utf-8", "surrogateescape"), wanted)
 
     async def _turns(self) -> None:
         """Once a second: the counters, for rates and the last minutes."""

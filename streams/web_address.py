@@ -55,13 +55,16 @@ class Address:
 
 
 def webhook_url(text: str) -> None:
-    """ConfigError: neither empty, nor a place where it is kept, nor an http or https address without user and
-    password."""
+    """ConfigError: neither empty, nor a place where it is kept, nor an http or https address in
+    printable ASCII without user and password."""
     if not text or text.startswith("${"):
         return
+    if any(ord(c) < 33 or ord(c) > 126 for c in text):
+        raise ConfigError("not printable ASCII without spaces; write other characters percent encoded, names as xn--..")
     try:
         parts = urlsplit(text)
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+        (parts.hostname or "").encode("idna")  # what cannot be looked up at all: UnicodeError, a ValueError
     except ValueError:
         usable = False
     if not usable:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import Counter
-from collections.abc import Mapping
+from collections import Counter, OrderedDict
 from typing import Any
 
-import orjson
-
-from streams.alert_log import newer
+from monitoring.alerts import SEVERITIES
+from streams.alert_log import alert_in, newer
 from streams.errors import HeadraceError
 from streams.item_feed import TopicFeed
 from streams.log import Log, LogUnavailable
@@ -22,8 +20,12 @@ logger = logging.getLogger("headrace.web")
 
 #: alerts that are kept with their evidence
 _KEEP = 200
+#: alerts that are known by id, so that each is counted once; one that was told of longer ago counts again
+_KNOWN = 20_000
 #: until it is looked again whether the topic is there, and whether it can be read
 _AGAIN_S = 5.0
+#: where the log does not answer, its client may wait for minutes: the thread is a daemon and is left to that
+_CLOSE_S = 5.0
 
 
 class AlertBook:
@@ -33,7 +35,8 @@ class AlertBook:
         self._log = log
         self._lock = threading.Lock()
         self._alerts: dict[str, dict[str, Any]] = {}
-        self._seen: set[str] = set()
+        #: (kind, severity) that the alert is counted under, the alert told of longest ago first
+        self._known: OrderedDict[str, tuple[str, str]] = OrderedDict()
         self._counts: Counter[tuple[str, str]] = Counter()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="headrace-web-alerts", daemon=True)
@@ -43,14 +46,14 @@ class AlertBook:
         self._thread.start()
 
     def close(self) -> None:
-        """Ends reading and waits for that."""
+        """Ends reading and waits for that, not for long."""
         self._stop.set()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(_CLOSE_S)
 
     @property
     def counts(self) -> dict[tuple[str, str], int]:
-        """Alerts by (kind, severity)."""
+        """Alerts by (kind, severity), as severe as they are by now."""
         with self._lock:
             return dict(self._counts)
 
@@ -89,19 +92,24 @@ class AlertBook:
             feed.close()
 
     def _take(self, value: bytes | None) -> None:
-        try:
-            alert: Any = orjson.loads(value or b"null")
-            known = isinstance(alert, Mapping) and isinstance(alert["event_time"], int)
-            name, kind = (str(alert["alert_id"]), (str(alert["kind"]), str(alert["severity"]))) if known else ("", None)
-        except (orjson.JSONDecodeError, KeyError):
+        alert = alert_in(value)
+        if alert is None:
             return
-        if kind is None:
-            return
+        name = alert["alert_id"]
         with self._lock:
-            if name not in self._seen:
-                self._seen.add(name)
-                self._counts[kind] += 1
+            self._count(name, alert["kind"], alert["severity"])
             self._alerts[name] = newer(self._alerts.get(name), alert)
             if len(self._alerts) > 2 * _KEEP:
                 kept = sorted(self._alerts.items(), key=lambda item: item[1]["event_time"])[-_KEEP:]
                 self._alerts = dict(kept)
+
+    def _count(self, name: str, kind: str, severity: str) -> None:
+        before = self._known.pop(name, None)
+        if before is not None:
+            # down to 0, which stays: a gauge that is left out keeps its last value where it is read
+            self._counts[before] -= 1
+            severity = max(before[1], severity, key=SEVERITIES.index)
+        self._known[name] = (kind, severity)
+        self._counts[kind, severity] += 1
+        if len(self._known) > _KNOWN:
+            self._known.popitem(last=False)

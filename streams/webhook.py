@@ -4,14 +4,17 @@ A consumer of the topic ``alerts`` with a group of its own, ``GROUP-outlet``, wh
 delivery: what a worker could not deliver waits in the log for the next. The first of a group begins at the earliest
 alert there is. The monitor never waits: it writes to the topic, and this has a thread and a client of its own.
 
-A delivery is a POST of the alert's JSON with the header ``Idempotency-Key``, its alert_id: what was delivered just
-before a crash comes again with the same key. 2xx is delivered; 400, 413, 415 and 422 say that this alert is not wanted
-as it is: it is left out, with an error in the log. Anything else is tried again, after 1, 2, 4, .. up to 300 seconds or
-as ``Retry-After`` says, for as long as it takes; meanwhile later alerts wait, in the topic.
+A record of an alert that says nothing new of its severity or of what was done about it, a member more, is left out. A
+delivery is a POST of the alert's JSON with the header ``Idempotency-Key``, ``ALERT_ID/SEVERITY/ACTION``, each percent
+encoded: what was delivered just before a crash comes again with the same key. 2xx is delivered; 400, 413, 415 and 422
+say that this alert is not wanted as it is: it is left out, with an error in the log. Anything else is tried again,
+after 1, 2, 4, .. up to 300 seconds or as ``Retry-After`` says, for as long as it takes; meanwhile later alerts wait, in
+the topic.
 """
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import logging
 import random
@@ -24,7 +27,7 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import orjson
 
@@ -47,8 +50,10 @@ _POLL_S = 0.2
 _TURN_S = 5.0
 _BACKOFF_S, _BACKOFF_MAX_S = 1.0, 300.0
 _UNWANTED = (400, 413, 415, 422)
-#: ids of alerts that were delivered: what the monitor sent twice is delivered once
+#: keys of what was delivered: what the monitor sent twice is delivered once
 _REMEMBERED = 1000
+#: receivers keep keys in columns of such a width
+_KEY_MAX = 255
 #: until the topic is looked for again, and after an error of the log
 _AGAIN_S = 5.0
 _CLOSE_S = 15.0
@@ -103,11 +108,12 @@ class Webhook:
     def __repr__(self) -> str:
         return f"Webhook({self.name!r})"
 
-    def post(self, value: bytes, alert_id: str) -> bool:
-        """Delivers an alert; False: the receiver does not want it as it is. NotDelivered: to be tried again."""
+    def post(self, value: bytes, key: str) -> bool:
+        """Delivers an alert under this key, printable ASCII; False: the receiver does not want it as it is.
+        NotDelivered: to be tried again."""
         headers = {
             "Content-Type": "application/json",
-            "Idempotency-Key": alert_id,
+            "Idempotency-Key": key,
             "User-Agent": f"headrace/{version('headrace')}",
         }
         if self._token:
@@ -119,16 +125,26 @@ class Webhook:
         except urllib.error.HTTPError as exc:
             with exc:
                 if exc.code in _UNWANTED:
-                    logger.error("%s does not want alert %s: %d %s", self.name, alert_id, exc.code, exc.reason)
+                    logger.error("%s does not want alert %s: %d %s", self.name, key, exc.code, exc.reason)
                     return False
                 raise NotDelivered(f"{exc.code} {exc.reason}", _seconds(exc.headers.get("Retry-After"))) from None
-        except (OSError, http.client.HTTPException) as exc:
+        except http.client.HTTPException as exc:
+            # its text may hold the path of the address, or what the receiver has sent
+            raise NotDelivered(type(exc).__name__) from None
+        except OSError as exc:
             reason = getattr(exc, "reason", exc)
             raise NotDelivered(f"{type(exc).__name__}: {reason}") from None
 
 
 def _seconds(text: str | None) -> float | None:
     return float(text) if text is not None and text.isdecimal() else None
+
+
+def _key(alert: Mapping[str, Any]) -> str:
+    """Of what an alert says: printable ASCII; of one too long its SHA-256. KeyError, TypeError: it has no id."""
+    said = (alert["alert_id"], alert.get("severity", ""), alert.get("action", "none"))
+    key = "/".join(quote(str(part), safe="") for part in said)
+    return key if len(key) <= _KEY_MAX else hashlib.sha256(key.encode()).hexdigest()
 
 
 class _InHand(NamedTuple):
@@ -162,7 +178,8 @@ class AlertOutlet:
         #: attempts at the first in hand that have failed, and when it is tried again
         self._failed, self._again_at = 0, 0.0
         self._logged: tuple[TP, int] | None = None
-        self._paused = False
+        #: the partitions that are paused; None while all flow
+        self._paused: set[TP] | None = None
         self._thread = threading.Thread(target=self._run, name="headrace-alerts", daemon=True)
 
     def start(self) -> None:
@@ -218,15 +235,22 @@ class AlertOutlet:
         finally:
             self._in_hand.clear()
             self._done.clear()
-            self._paused = False
+            self._paused = None
             consumer.close()
 
     def _take(self, consumer: LogConsumer) -> None:
-        """Polls always, for the membership; while something is in hand nothing more is taken."""
-        if self._paused != bool(self._in_hand):
-            self._paused = not self._paused
-            (consumer.pause if self._paused else consumer.resume)(list(consumer.assignment()))
-        for batch in consumer.poll(_POLL_S, _IN_HAND):
+        """Polls always, for the membership; while something is in hand nothing more is taken, but what a partition that
+        is assigned in this very poll may have, as far as there is room."""
+        if self._in_hand:
+            self._paused = self._paused or set()
+            flowing = consumer.assignment() - self._paused
+            if flowing:
+                consumer.pause(list(flowing))
+                self._paused |= flowing
+        elif self._paused is not None:
+            consumer.resume(list(consumer.assignment()))
+            self._paused = None
+        for batch in consumer.poll(_POLL_S, max(1, _IN_HAND - len(self._in_hand))):
             self._in_hand += [
                 _InHand(batch.tp, offset, value)
                 for offset, value in zip(batch.offsets, batch.values, strict=True)
@@ -250,37 +274,36 @@ class AlertOutlet:
         """Whether this alert is done with."""
         try:
             known: Any = orjson.loads(alert.value)
-            name = str(known["alert_id"])
+            key = _key(known)
+            line = orjson.dumps({"event": "alert", "logged_at": int(time.time() * 1000), **known}).decode()
         except (orjson.JSONDecodeError, KeyError, TypeError):
             logger.error("%s/%d offset %d is no alert: left out", *alert.tp, alert.offset)
             return True
-        if name in self._delivered:
+        if key in self._delivered:
             return True
         if self._logged != (alert.tp, alert.offset):
-            lines.warning(
-                "%s", orjson.dumps({"event": "alert", "logged_at": int(time.time() * 1000), **known}).decode()
-            )
+            lines.warning("%s", line)
             self._logged = (alert.tp, alert.offset)
             self._counts["logged"] += 1
         if self._webhook is not None:
             try:
-                self._counts["delivered" if self._webhook.post(alert.value, name) else "refused"] += 1
+                self._counts["delivered" if self._webhook.post(alert.value, key) else "refused"] += 1
             except NotDelivered as exc:
-                self._postpone(self._webhook, name, exc)
+                self._postpone(self._webhook, key, exc)
                 return False
-        self._delivered[name] = None
+        self._delivered[key] = None
         while len(self._delivered) > _REMEMBERED:
             self._delivered.popitem(last=False)
         return True
 
-    def _postpone(self, webhook: Webhook, name: str, exc: NotDelivered) -> None:
+    def _postpone(self, webhook: Webhook, key: str, exc: NotDelivered) -> None:
         wait_s = min(_BACKOFF_MAX_S, self._backoff_s * 2 ** min(self._failed, 20))
         # not all workers at the same moment
         wait_s = max(wait_s * random.uniform(0.75, 1.0), min(exc.wait_s or 0.0, _BACKOFF_MAX_S))
         self._failed += 1
         self._counts["retries"] += 1
         self._again_at = self._clock_s() + wait_s
-        logger.warning("%s, alert %s, attempt %d: %s; again in %.0f s", webhook.name, name, self._failed, exc, wait_s)
+        logger.warning("%s, alert %s, attempt %d: %s; again in %.0f s", webhook.name, key, self._failed, exc, wait_s)
 
     def _commit(self, consumer: LogConsumer) -> None:
         if not self._done:
@@ -316,4 +339,6 @@ class AlertOutlet:
     def on_lost(self, partitions: list[TP]) -> None:
         self._in_hand = deque(alert for alert in self._in_hand if alert.tp not in partitions)
         self._done = {tp: offset for tp, offset in self._done.items() if tp not in partitions}
+        if self._paused is not None:
+            self._paused.difference_update(partitions)
         self._failed, self._again_at = 0, 0.0

@@ -306,16 +306,18 @@ async function drawAlerts(status) {
   const total = status.alerts.reduce((sum, of) => sum + of.count, 0);
   if (!total) {
     $("alert-list").replaceChildren(empty("No alerts."));
+    alertsShown = "";
     return;
   }
   if (Date.now() - alertsAt < 5000 && alertsShown) return;
-  alertsAt = Date.now();
   const answer = await fetch("api/alerts", { cache: "no-store" });
+  if (!answer.ok) throw new Error(`api/alerts says ${answer.status}`);
+  alertsAt = Date.now();
   const text = await answer.text();
   if (text === alertsShown) return;
-  alertsShown = text;
   $("alert-list").replaceChildren(...JSON.parse(text).alerts.slice(0, 20).map(alertOf));
   if (total > 20) $("alert-list").append(empty(`The newest 20 of ${count(total)}; headrace alerts lists all.`));
+  alertsShown = text;
 }
 
 function alertOf(alert) {

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import orjson
 
 from features.arrays import Arrays, check_like, of_texts, texts_of
-from monitoring.alerts import Alert
+from monitoring.alerts import is_alert
 from monitoring.causes import Causes
 from streams.codec import Dead
 from streams.log import TP, OutBatch, RecordBatch
@@ -18,8 +18,6 @@ from streams.stage import Meters, dead_letters, fresh_part
 from streams.topics import ALERTS
 
 __all__ = ["IncidentTask"]
-
-_FIELDS = frozenset(Alert.__dataclass_fields__)
 
 
 class _Pipeline(Protocol):
@@ -85,8 +83,7 @@ def _read(value: bytes | None) -> dict[str, Any] | None:
         finding = orjson.loads(value or b"")
     except orjson.JSONDecodeError:
         return None
-    whole = isinstance(finding, dict) and finding.keys() >= _FIELDS
-    return finding if whole and isinstance(finding["evidence"], dict) else None
+    return finding if is_alert(finding) else None
 
 
 def _records(alerts: Sequence[Mapping[str, Any]]) -> OutBatch:

@@ -8,7 +8,7 @@ import time
 import numpy as np
 import orjson
 import pytest
-from devtools import CHROMIUM, browser
+from devtools import CHROMIUM, Page, browser
 from web_worker import Served, served
 from workers import send
 
@@ -68,6 +68,7 @@ async def look(it: Served) -> None:
         assert await page.value("document.querySelector('#alert-list details').open"), "the address names this alert"
         assert await page.value("document.querySelectorAll('#histogram .bars i').length") == 20
         assert await page.value("document.querySelectorAll('.twin i').length") == 6
+        await fails_and_recovers(page)
         await page.until("document.querySelector('#chart-rate path').getAttribute('d').length > 5")
         grounds = set()
         for width, scheme in ((1280, "light"), (1280, "dark"), (360, "light"), (768, "dark")):
@@ -80,6 +81,19 @@ async def look(it: Served) -> None:
         await asyncio.to_thread(it.on_loop, lambda: setattr(it.figures, "ready", False))
         await page.until("document.querySelector('#state').innerText === 'starting'")
         assert "no partitions are assigned yet" in await page.value(TEXT)
+
+
+async def fails_and_recovers(page: Page) -> None:
+    """Alerts that cannot be told of for a moment, or are not drawn, are shown a moment later."""
+    await page.value("alertsAt = 0, alertsShown = '', document.querySelector('#alert-list').replaceChildren()")
+    await page.value(
+        "window.answers = window.fetch, window.fetch = (path, ...more) => path !== 'api/alerts'"
+        " ? answers(path, ...more) : Promise.resolve(new Response('{\"alerts\":[]}', { status: 500 }))"
+    )
+    await page.until(f"{TEXT}.includes('api/alerts says 500')")
+    assert await page.value("alertsShown") == ""
+    await page.value("window.fetch = answers")
+    await page.until("document.querySelectorAll('#alert-list details').length === 1")
 
 
 def test_the_page_in_a_browser() -> None:

@@ -42,6 +42,23 @@ def test_the_members_that_come_later_do_not_undo_what_was_done(capsys: pytest.Ca
     assert "retrain: fraud@2  2 findings" in capsys.readouterr().out
 
 
+def test_what_is_no_alert_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    url = f"memory://{uuid.uuid4().hex}"
+    log = connect(url)
+    log.admin().create_topics(topic_infos((ALERTS,), 1))
+    wrong = [ALERT | {"alert_id": 7}, ALERT | {"event_time": "x"}, ALERT | {"event_time": 10**18}, {"alert_id": "b"}]
+    values: list[bytes | None] = [b"no json", b"7", b"[]", None, *map(orjson.dumps, wrong), orjson.dumps(ALERT)]
+    log.producer().send(OutBatch(ALERTS, values, [b"k"] * len(values)))
+    assert read_alerts(log) == {ALERT["alert_id"]: ALERT}
+    assert main(["alerts", "--bootstrap", url]) == 0
+    assert "score_drift" in capsys.readouterr().out
+
+
+def test_what_is_said_to_be_done_makes_an_alert_no_milder() -> None:
+    critical, acted = ALERT | {"severity": "critical"}, ALERT | {"action": "retrain: fraud@2"}
+    assert newer(critical, acted) == acted | {"severity": "critical"}
+
+
 def test_what_was_done_stands_when_a_member_is_added() -> None:
     first, acted, more = (
         {"alert_id": "a", "action": action, "n": n} for n, action in enumerate(("none", "refit", "none"))

@@ -13,7 +13,7 @@ from fraud_logs import DAY, Record, batch, processed
 from monitor_logs import JOIN, monitor_pipeline
 from workers import FAST, Running, until
 
-from monitoring.causes import SPAN_MS, Causes
+from monitoring.causes import LENGTH_MS, SPAN_MS, Causes
 from streams.log import TP, OutBatch, connect
 from streams.memory import MemoryLog
 from streams.pipelines.monitor import MonitorPipeline
@@ -85,6 +85,16 @@ def test_an_alert_is_as_severe_as_its_severest_finding_and_grows_no_further_than
     assert last[0]["severity"] == "critical"
 
 
+def test_findings_that_follow_one_another_are_not_one_cause_without_end() -> None:
+    causes = Causes()
+    given = [causes.take(finding(f"week {i}", 7.0 * i)) for i in range(40)]
+    alerts = {taken[0]["alert_id"]: taken[0] for taken in given if taken is not None}
+    assert sum(taken is not None and taken[1] for taken in given) == len(alerts) == 14
+    for alert in alerts.values():
+        times = [member["event_time"] for member in alert["evidence"]["members"]]
+        assert min(times) == alert["event_time"] and max(times) - min(times) <= LENGTH_MS
+
+
 def test_the_same_alerts_however_the_log_is_cut_and_what_is_sent_again_says_nothing() -> None:
     found = [finding(f"f{i}", float(i * 37 % 60), partition=i % 3) for i in range(40)]
     found += found[5:20]
@@ -113,9 +123,16 @@ def test_what_is_replayed_is_not_given_again() -> None:
 
 def test_what_is_no_finding_is_a_dead_letter() -> None:
     task = task_of()
-    records = [Record(value) for value in (b"{", b"[]", b"{}", None, orjson.dumps(finding("a", 0)))]
-    outputs = processed(task, batch(FINDINGS, records))
-    assert {out.topic: len(out) for out in outputs} == {ALERTS: 1, DEAD_LETTERS: 4}
+    wrong = [
+        {"event_time": "2019-05-20"}, {"event_time": True}, {"event_time": 1.5}, {"event_time": 10**18},
+        {"alert_id": 7}, {"kind": ["input_drift"]}, {"subject": None}, {"severity": "severe"}, {"severity": []},
+        {"value": "0.5"}, {"threshold": [0.1]}, {"evidence": []}, {"action": None},
+    ]  # fmt: skip
+    values = [b"{", b"[]", b"{}", None, *(orjson.dumps(finding("w", 0) | fault) for fault in wrong)]
+    found = [finding("a", 0), finding("b", 1, value=None, threshold=1)]
+    outputs = processed(task, batch(FINDINGS, [Record(value) for value in (*values, *map(orjson.dumps, found))]))
+    assert {out.topic: len(out) for out in outputs} == {ALERTS: 2, DEAD_LETTERS: len(values)}
+    assert [incident["ids"] for group in task.causes.groups.values() for incident in group] == [["a", "b"]]
 
 
 def test_a_worker_groups_what_is_found_and_goes_on_after_a_restart() -> None:

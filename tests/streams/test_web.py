@@ -13,6 +13,7 @@ import tomllib
 from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,17 +25,21 @@ from workers import send, until
 
 from features.block import Block, Ids
 from monitoring.metrics import LATENCY_BOUNDS_S, METRICS, SCORE_BOUNDS, Sample
-from streams import web_figures
+from streams import web_alerts, web_figures
 from streams.cli.run_all import pages_of, web_words
 from streams.config import load_settings
 from streams.demo_children import child_command
 from streams.errors import ConfigError
-from streams.log import connect
+from streams.log import TP, LogUnavailable, connect
+from streams.reader import BlockReader
 from streams.topics import ALERTS
 from streams.web import WebServer
 from streams.web_address import Address, is_loopback, peers
+from streams.web_alerts import AlertBook
 from streams.web_figures import Collected, Figures, Health, PartitionNow, samples
 from streams.web_scores import Drained, ScoreFigures, ScoreTap, TappedEncoder
+
+FIGURES = {"value": 0.4, "threshold": 0.1, "evidence": {}, "action": "none"}
 
 
 def metrics_of(text: bytes) -> dict[str, float]:
@@ -111,7 +116,12 @@ def test_health_by_state() -> None:
 
 def test_only_who_has_the_token_changes_anything() -> None:
     with served(token="sesame") as it:
-        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "sesame"}):
+        for headers in (
+            {},
+            {"Authorization": "Bearer wrong"},
+            {"Authorization": "sesame"},
+            {"Authorization": "Bearer sesam\xff"},
+        ):
             assert it.get("/api/pause", method="POST", headers=headers)[0] == 403
         assert it.get("/healthz")[0] == 200
         assert it.get("/api/pause")[0] == 405, "reading changes nothing"
@@ -156,12 +166,13 @@ def test_a_port_that_is_taken() -> None:
 
 def test_alerts_in_the_topic_each_once(monkeypatch: pytest.MonkeyPatch) -> None:
     alerts = [
-        {"alert_id": f"{i}", "event_time": 10 * i, "kind": kind, "severity": "warning", "subject": "<b>"}
+        {"alert_id": f"{i}", "event_time": 10 * i, "kind": kind, "severity": "warning", "subject": "<b>", **FIGURES}
         for i, kind in enumerate(["input_drift", "score_drift", "input_drift"])
     ]
     with served(name="alerts-each-once") as it:
         log = connect("memory://alerts-each-once")
         values = [*map(orjson.dumps, [*alerts, alerts[0]]), b"no json", b"[]", b'{"alert_id":"x","event_time":"y"}']
+        values.append(orjson.dumps(alerts[2] | {"alert_id": 2}))  # of the same time, and no alert
         send(log, ALERTS, values, partitions=2)
         until(lambda: len(it.json("/api/alerts")["alerts"]) == 3, "the alerts", 60)
         assert [alert["alert_id"] for alert in it.json("/api/alerts")["alerts"]] == ["2", "1", "0"]
@@ -169,6 +180,69 @@ def test_alerts_in_the_topic_each_once(monkeypatch: pytest.MonkeyPatch) -> None:
         counted = until_status(it, lambda s: sum(of["count"] for of in s["alerts"]) == 4, "the fourth")["alerts"]
         assert {of["kind"]: of["count"] for of in counted} == {"input_drift": 2, "score_drift": 2}
         assert metrics_of(it.get("/metrics")[1])["headrace_alerts"] == 4
+        send(log, ALERTS, [orjson.dumps(alerts[1] | {"severity": "critical"})], partitions=2)
+        critical = {"kind": "score_drift", "severity": "critical", "count": 1}
+        counted = until_status(it, lambda s: critical in s["alerts"], "the alert to be critical")["alerts"]
+        assert sum(of["count"] for of in counted) == 4
+        assert b'headrace_alerts{kind="score_drift",pipeline="fraud",severity="warning"} 1.0' in it.get("/metrics")[1]
+
+
+def test_what_is_known_of_alerts_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web_alerts, "_KNOWN", 10)
+    book = AlertBook(connect("memory://bounded"))
+    of = {"kind": "score_drift", "subject": "score", **FIGURES}
+    for i in range(1000):
+        severity = "critical" if i % 4 == 3 else "warning"
+        book._take(orjson.dumps({"alert_id": f"{i // 2}", "event_time": i, "severity": severity, **of}))
+    book._take(orjson.dumps({"alert_id": "499", "event_time": 999, "severity": "warning", "action": "update", **of}))
+    assert book.counts == {("score_drift", "warning"): 250, ("score_drift", "critical"): 250}
+    assert len(book._known) == 10 and len(book._alerts) <= 400
+    assert book.newest(1)[0]["severity"] == "critical"
+
+
+def test_closing_does_not_wait_for_a_log_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web_alerts, "_CLOSE_S", 0.01)
+    asked, answer = threading.Event(), threading.Event()
+    log = connect("memory://silent")
+
+    def admin() -> Any:
+        asked.set()
+        assert answer.wait(60)
+        raise LogUnavailable("no broker")
+
+    monkeypatch.setattr(log, "admin", admin)
+    book = AlertBook(log)
+    book.start()
+    assert asked.wait(60)
+    closing = threading.Thread(target=book.close, daemon=True)
+    closing.start()
+    closing.join(30)
+    closed = not closing.is_alive()
+    answer.set()
+    assert closed
+
+
+def test_who_asks_whether_the_flow_is_stopped_holds_the_lock_over_the_partitions() -> None:
+    host: Any = SimpleNamespace(recover=None, flush=None)
+    reader = BlockReader(connect("memory://flow").consumer("g"), {}, host)
+    reader.stop_flow()
+    held: list[bool] = []
+
+    def somebody_else() -> None:
+        got = reader.assignment.cond.acquire(blocking=False)
+        held.append(not got)
+        if got:
+            reader.assignment.cond.release()
+
+    class Watched(dict[Any, Any]):
+        def values(self) -> Any:
+            other = threading.Thread(target=somebody_else)
+            other.start()
+            other.join(60)
+            return super().values()
+
+    reader._partitions = Watched({TP("t", 0): SimpleNamespace(paused=True)})
+    assert reader.flow_is_stopped and held == [True]
 
 
 def test_scores_are_counted_as_they_are_encoded() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import http.server
 import json
 import logging
@@ -16,7 +17,7 @@ import pytest
 from workers import committed, send, until
 
 from streams.errors import ConfigError
-from streams.log import Log, connect
+from streams.log import TP, Log, LogConsumer, connect
 from streams.topics import ALERTS, topic_infos
 from streams.webhook import AlertOutlet, NotDelivered, Webhook, log_as_lines
 from streams.worker import ensure_topics
@@ -91,8 +92,9 @@ def outlet(log: Log, webhook: Webhook | None, **more: Any) -> Iterator[AlertOutl
         it.close()
 
 
-def alert(name: str) -> bytes:
-    return orjson.dumps({"alert_id": name, "event_time": 1, "kind": "input_drift", "evidence": {"since": 0}})
+def alert(name: object, severity: str = "warning", action: str = "none", **more: Any) -> bytes:
+    of = {"alert_id": name, "event_time": 1, "kind": "input_drift", "evidence": {"since": 0}}
+    return orjson.dumps(of | {"severity": severity, "action": action} | more)
 
 
 def counts(it: AlertOutlet) -> dict[str, float]:
@@ -127,7 +129,7 @@ def test_each_alert_is_posted_once_and_logged_as_a_line(log: Log, caplog: pytest
         assert there.ids == ["a", "b"], "what the monitor sent twice is one alert"
         path, headers, body = there.got[0]
         assert path == f"/{SECRET_PATH}" and body == orjson.loads(alert("a"))
-        assert headers["Authorization"] == f"Bearer {TOKEN}" and headers["Idempotency-Key"] == "a"
+        assert headers["Authorization"] == f"Bearer {TOKEN}" and headers["Idempotency-Key"] == "a/warning/none"
         assert headers["Content-Type"] == "application/json"
         with outlet(log, webhook) as it:  # a restarted worker
             send(log, ALERTS, [alert("c")], 1)
@@ -169,7 +171,7 @@ def test_an_alert_that_is_not_wanted_keeps_no_other_waiting(log: Log, caplog: py
         until(lambda: done(log) == 4, "all to be done with")
         assert there.ids == ["a", "b"]
         assert counts(it) == {"logged": 2, "delivered": 1, "refused": 1, "retries": 0}
-    assert "does not want alert a: 422" in caplog.text and "offset 1 is no alert" in caplog.text
+    assert "does not want alert a/warning/none: 422" in caplog.text and "offset 1 is no alert" in caplog.text
 
 
 def test_the_receiver_may_say_when(log: Log) -> None:
@@ -187,6 +189,79 @@ def test_the_receiver_may_say_when(log: Log) -> None:
             until(lambda: done(log) == 1, "the second attempt")
         finally:
             it.close()
+
+
+def test_what_is_new_about_an_alert_is_handed_on(log: Log, caplog: pytest.LogCaptureFixture) -> None:
+    told = [
+        ("warning", "none"),
+        ("warning", "none"),
+        ("critical", "none"),
+        ("critical", "update: m@2"),
+        ("critical", "none"),
+    ]
+    with receiver() as there, outlet(log, Webhook(there.url)):
+        send(log, ALERTS, [alert("a", *said, value=i) for i, said in enumerate(told)], 1)
+        until(lambda: done(log) == 5, "all to be done with")
+        assert [body["value"] for _, _, body in there.got] == [0, 2, 3]
+        keys = [headers["Idempotency-Key"] for _, headers, _ in there.got]
+        assert keys == ["a/warning/none", "a/critical/none", "a/critical/update%3A%20m%402"]
+    assert [line["value"] for line in lines_of(caplog)] == [0, 2, 3]
+
+
+def test_an_alert_with_any_id_keeps_no_other_waiting(log: Log) -> None:
+    deep: Any = []
+    for _ in range(300):  # JSON that can be read and not written again
+        deep = [deep]
+    nested = alert("n").replace(b'{"since":0}', str(deep).encode())
+    with receiver() as there, outlet(log, Webhook(there.url)):
+        send(log, ALERTS, [alert("\u00fc\r\nX: y\u4e16"), alert(7), nested, alert("x" * 9000), alert("z")], 1)
+        until(lambda: done(log) == 5, "all to be done with")
+        keys = [headers["Idempotency-Key"] for _, headers, _ in there.got]
+        assert keys[:2] == ["%C3%BC%0D%0AX%3A%20y%E4%B8%96/warning/none", "7/warning/none"]
+        assert len(keys[2]) == 64 and keys[3] == "z/warning/none"
+
+
+def test_partitions_that_come_while_the_receiver_is_down_wait_as_well() -> None:
+    log = connect(f"memory://{uuid.uuid4().hex}")
+    ensure_topics(log, topic_infos([ALERTS], 2))
+    send(log, ALERTS, [alert(f"{i}") for i in range(600)], 2)
+    it = AlertOutlet(log, "g", Webhook("http://127.0.0.1:9/"), clock_s=lambda: 0.0)
+    it._again_at = 1.0  # it delivers nothing
+    consumer = it._consumer = log.consumer("g-outlet")
+    other = log.consumer("g-outlet")
+    consumer.subscribe([ALERTS], it)
+    other.subscribe([ALERTS], _Nobody())
+
+    def partitions_of(member: LogConsumer) -> int:
+        other.poll(0.0, 1)
+        it._take(consumer)
+        return len(member.assignment())
+
+    until(lambda: partitions_of(other) == 1, "two members")
+    until(lambda: partitions_of(consumer) == 1 and len(it._in_hand) >= 100, "a full hand")
+    other.close()
+    until(lambda: (it._take(consumer), len(consumer.assignment()))[1] == 2, "the other's partition")
+    for _ in range(5):
+        it._take(consumer)
+    assert len(it._in_hand) <= 101
+    flowing: set[int] = set()
+    for _ in range(5):
+        it._in_hand.clear()
+        it._take(consumer)
+        flowing |= {each.tp.partition for each in it._in_hand}
+    assert flowing == {0, 1}
+    consumer.close()
+
+
+class _Nobody:
+    def on_assign(self, partitions: list[TP]) -> dict[TP, int | None]:
+        return dict.fromkeys(partitions, 0)
+
+    def on_revoke(self, partitions: list[TP]) -> None:
+        pass
+
+    def on_lost(self, partitions: list[TP]) -> None:
+        pass
 
 
 def test_without_a_webhook_alerts_are_logged(log: Log, caplog: pytest.LogCaptureFixture) -> None:
@@ -227,6 +302,17 @@ def test_a_redirect_is_not_followed() -> None:
         assert elsewhere.got == []
 
 
+def test_a_broken_answer_tells_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    webhook = Webhook(f"https://hooks.example/{SECRET_PATH}")
+
+    def broken(*_words: object, **_more: object) -> None:
+        raise http.client.InvalidURL(f"URL can't contain control characters. '/{SECRET_PATH} x'")
+
+    monkeypatch.setattr(webhook._opener, "open", broken)
+    with pytest.raises(NotDelivered, match=r"^InvalidURL$"):
+        webhook.post(alert("a"), "a")
+
+
 def test_nobody_there() -> None:
     with receiver() as gone:
         url = gone.url
@@ -248,6 +334,10 @@ def test_a_receiver_that_does_not_answer() -> None:
         ("ftp://example.com/", "", "not an http or https address"),
         ("https://", "", "not an http or https address"),
         ("https://example.com:x/", "", "not an http or https address"),
+        (f"https://example.com/{SECRET_PATH} x", "", "not printable ASCII"),
+        (f"https://example.com/{SECRET_PATH}\x7f", "", "not printable ASCII"),
+        (f"https://example.com/{SECRET_PATH}ü", "", "not printable ASCII"),
+        (f"https://example..com/{SECRET_PATH}", "", "not an http or https address"),
         ("https://user:word@example.com/", "", "a user and password in the address would be logged"),
         ("http://example.com/", TOKEN, "http would send the token readable for all"),
         ("https://example.com/", "two\nlines", "not printable ASCII"),
@@ -256,7 +346,7 @@ def test_a_receiver_that_does_not_answer() -> None:
 def test_settings_that_cannot_be(url: str, token: str, why: str) -> None:
     with pytest.raises(ConfigError, match=f"setting alerts_webhook.*: {why}") as caught:
         Webhook(url, token)
-    assert TOKEN not in str(caught.value) and "word@" not in str(caught.value)
+    assert not any(secret in str(caught.value) for secret in (TOKEN, "word@", SECRET_PATH))
 
 
 def test_a_webhook_does_not_show_its_secrets() -> None:
