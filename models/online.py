@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -99,7 +98,8 @@ class Gate:
     """How much less the learner loses than the champion, by rounds of rows: sums that are all it needs to know.
 
     Rounds are runs of consecutive rows, so what moves neighbouring rows together is inside one of them and the means
-    of rounds are nearly independent: the interval is the normal one of their mean (batch means).
+    of rounds are nearly independent: the interval is Student's of their mean (batch means), since of so few rounds the
+    spread is not known either.
     """
 
     rounds: int = 0
@@ -128,9 +128,11 @@ class Gate:
         out: dict[str, Any] = {"rounds": self.rounds, "rows": self.rows, "confidence": confidence}
         if self.rounds < _ROUNDS_MIN:
             return out | {"champion": None, "gain": None, "low": None, "high": None}
+        from scipy.special import stdtrit
+
         mean = self.gains / self.rounds
         spread = max(0.0, self.squares / self.rounds - mean * mean) * self.rounds / (self.rounds - 1)
-        half = NormalDist().inv_cdf((1.0 + confidence) / 2.0) * (spread / self.rounds) ** 0.5
+        half = float(stdtrit(self.rounds - 1, (1.0 + confidence) / 2.0)) * (spread / self.rounds) ** 0.5
         return out | {"champion": self.champion / self.rounds, "gain": mean, "low": mean - half, "high": mean + half}
 
     def passed(self, confidence: float, gain_min: float) -> bool:

@@ -205,10 +205,14 @@ class Registry:
         except OSError as error:
             raise ModelError(f"{path}: cannot be read ({error}); package the model again") from error
 
-    def set_alias(self, alias: str, reference: str, reason: str = "") -> str:
-        """Point ``alias`` at a package; returns its "name@version". A shadow or canary that becomes champion ends."""
+    def set_alias(self, alias: str, reference: str, reason: str = "", expected: str | None = None) -> str:
+        """Point ``alias`` at a package; returns its "name@version". A shadow or canary that becomes champion ends.
+        ModelError: with ``expected``, where it points at another one by now."""
         _check_alias(alias)
         with self._locked():
+            before = self._pointers().get(alias)
+            if expected not in (None, before):
+                raise ModelError(f"{alias}: it is {before or 'nothing'} by now, not {expected}; nothing is changed")
             label = read_manifest(self.resolve(reference)).label
             self._point("promote" if alias == "champion" else alias, alias, label, reason=reason)
         return label

@@ -4,7 +4,8 @@ Each partition of the log watches its share of the rows, and each model apart, s
 found once by each, within days of one another. What is found within `SPAN_MS` of an incident of its group is one more
 member of it, of the nearest one. A group is what is watched (payments, lists), before labels and by labels, since a
 change of the inputs and a change of what they mean are two causes. The first finding is the alert; with each new member
-the record is given again under the same id.
+the record is given again under the same id. From its first to its last finding an incident is `LENGTH_MS` long at most:
+what is found later is another cause, or the same one that nobody has met, which is worth an alert either way.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["SPAN_MS", "Causes"]
+__all__ = ["LABELLED_KINDS", "LENGTH_MS", "SPAN_MS", "Causes"]
 
 #: as long as the longest window of the watches, a week, sees what has changed; and a day
 SPAN_MS = 8 * 86_400_000
-#: by labels
-_LABELLED = frozenset({"performance_drift", "calibration_drift", "list_performance"})
+#: of an incident, so that findings which follow one another do not become one without end
+LENGTH_MS = 2 * SPAN_MS
+#: by labels: found when those of the period are mature
+LABELLED_KINDS = frozenset({"performance_drift", "calibration_drift", "list_performance"})
 #: incidents of a group that are remembered, and members that are listed of each
 _INCIDENTS, _MEMBERS = 64, 50
 _SEVERITIES = ("warning", "critical")
@@ -27,8 +30,8 @@ class Causes:
     """The incidents of all groups. Plain JSON data in and out: a finding has the fields of an alert, and ``model`` and
     ``partition`` in its evidence."""
 
-    def __init__(self, span_ms: int = SPAN_MS) -> None:
-        self.span_ms = span_ms
+    def __init__(self, span_ms: int = SPAN_MS, length_ms: int = LENGTH_MS) -> None:
+        self.span_ms, self.length_ms = span_ms, length_ms
         #: by group, oldest first: ``alert`` as it was last given, ``ids`` of all members, ``first`` and ``last`` time
         self.groups: dict[str, list[dict[str, Any]]] = {}
 
@@ -38,9 +41,9 @@ class Causes:
         identity, time_ms = finding["alert_id"], finding["event_time"]
         if any(identity in incident["ids"] for incident in incidents):
             return None
-        away = [max(incident["first"] - time_ms, time_ms - incident["last"], 0) for incident in incidents]
-        if away and min(away) <= self.span_ms:
-            nearest = incidents[away.index(min(away))]
+        near = [incident for incident in incidents if self._admits(incident, time_ms)]
+        if near:
+            nearest = min(near, key=lambda incident: _away(incident, time_ms))
             _join(nearest, finding)
             return nearest["alert"], False
         alert = dict(finding) | {"evidence": {**finding["evidence"], "members": [_member(finding)]}}
@@ -48,10 +51,19 @@ class Causes:
         del incidents[:-_INCIDENTS]
         return alert, True
 
+    def _admits(self, incident: Mapping[str, Any], time_ms: int) -> bool:
+        length = max(incident["last"], time_ms) - min(incident["first"], time_ms)
+        return _away(incident, time_ms) <= self.span_ms and length <= self.length_ms
+
+
+def _away(incident: Mapping[str, Any], time_ms: int) -> int:
+    away: int = max(incident["first"] - time_ms, time_ms - incident["last"], 0)
+    return away
+
 
 def _group(finding: Mapping[str, Any]) -> str:
     topic = str(finding["evidence"].get("partition", "")).rpartition("/")[0]
-    return f"{topic} {'labelled' if finding['kind'] in _LABELLED else 'scored'}"
+    return f"{topic} {'labelled' if finding['kind'] in LABELLED_KINDS else 'scored'}"
 
 
 def _member(finding: Mapping[str, Any]) -> dict[str, Any]:

@@ -68,8 +68,9 @@ class Build(Protocol):
 
 
 class Controller:
-    """See the module. ``mature_ms``: how long after its event a label is final. ``build`` trains, by default in a
-    process of its own. ``clock`` gives the wall time in ms that records and packages are stamped with, nothing else."""
+    """See the module. ``mature_ms``: how long after its event a label is final, and ``lateness_ms`` how much longer the
+    monitor waits for those of a period. ``build`` trains, by default in a process of its own. ``clock`` gives the wall
+    time in ms that records and packages are stamped with, nothing else."""
 
     def __init__(
         self,
@@ -78,12 +79,14 @@ class Controller:
         settings: ControlSettings,
         *,
         mature_ms: int,
+        lateness_ms: int = 0,
         partitions: int = 4,
         build: Build | None = None,
         clock: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
         self._log, self._registry, self._settings = log, registry, settings
-        self._mature_ms, self._clock, self._partitions = mature_ms, clock, partitions
+        self._mature_ms, self._labels_ms = mature_ms, mature_ms + lateness_ms
+        self._clock, self._partitions = clock, partitions
         self._stopping = threading.Event()
         apart = partial(rebuilt_apart, timeout_s=settings.timeout_s, stopping=self._stopping.is_set)
         self._build: Build = apart if build is None else build
@@ -97,7 +100,7 @@ class Controller:
         admin.close()
         self._ledger = ControlLog(self._log, self._clock, self._begin)
         try:
-            self._feed = Feed(self._log, self._widths, self.state)
+            self._feed = Feed(self._log, self._widths, self.state, self._labels_ms)
             try:
                 self._open_desk()
             except BaseException:
@@ -186,7 +189,14 @@ class Controller:
         """Reads the window again that the state has used, as the champion's features want it."""
         label = self.state.champion if champion is None else champion
         desk = getattr(self, "_desk", None)
-        opened = WindowDesk(self._registry, self._settings, label, self._mature_ms, self._widths[LABELLED])
+        opened = WindowDesk(
+            self._registry,
+            self._settings,
+            label,
+            self._widths[LABELLED],
+            mature_ms=self._mature_ms,
+            labels_ms=self._labels_ms,
+        )
         if desk is not None and desk.features == opened.features:
             return
         self._desk = opened
@@ -216,23 +226,24 @@ class Controller:
         if manifest is None:
             try:
                 champion = self._desk.champion(case.champion)
-                built = self._build(
-                    self._desk.training(self.state.clock_ms), case.since_ms, champion, cast(Kind, case.action)
-                )
+                rows, kind = self._desk.training(self.state.clock_ms), cast(Kind, case.action)
+                built = self._build(rows, case.since_ms, champion, kind)
             except ModelError as error:
                 return {"declined": str(error)}
             training = {"recipe": built.recipe, "rows": built.rows, "frauds": built.frauds}
             training |= {"params": dict(champion.params), "rounds": champion.rounds, "positions": case.begin}
-            manifest = self._add(case, built, training, built.metrics)
-        shadow = self._registry.aliases().get("shadow")
-        if shadow is None:
-            self._registry.set_alias("shadow", manifest.label, f"control {case.id}")
+            # a loop that took over while this one was training may have added it, and this one not know yet of its end
+            manifest = self._added(case) or self._add(case, built, training, built.metrics)
+        aliases = self._registry.aliases()
+        shadow = aliases.get("shadow")
+        if shadow is None and aliases.get("champion") == case.champion:
+            shadow = self._registry.set_alias("shadow", manifest.label, f"control {case.id}")
         metrics, recipe = dict(manifest.metrics), manifest.training["recipe"]
         return {
             "model": manifest.label,
             "recipe": recipe,
             "metrics": metrics,
-            "shadow": shadow in (None, manifest.label),
+            "shadow": shadow == manifest.label,
         }
 
     def _promoted(self, case: Case) -> dict[str, Any]:
@@ -247,11 +258,18 @@ class Controller:
                 assert calibration is not None  # a slope that is not positive is not proposed
                 built = Rebuilt(champion.model_text, calibration, "calibration learned online", {}, 0, 0)
                 training = dict(champion.manifest.training) | {"recipe": built.recipe}
-                manifest = self._add(case, built, training, {})
+                # of raw scores and of features, which are those of the champion; its figures are of other probabilities
+                reference = {name: of for name, of in champion.manifest.reference.items() if name != "score"}
+                manifest = self._add(
+                    case, built, training, {}, conformal=champion.manifest.conformal, reference=reference
+                )
             label = manifest.label
         reason = f"control {case.id}"
         if all(change.reason != reason or change.action != "promote" for change in self._registry.history()):
-            self._registry.set_alias("champion", label, reason)
+            try:
+                self._registry.set_alias("champion", label, reason, expected=case.champion)
+            except ModelError as error:  # a person was faster, and has the last word
+                return {"declined": str(error)}
         return {"model": label}
 
     def _added(self, case: Case) -> Manifest | None:
@@ -260,7 +278,10 @@ class Controller:
         made = [entry.manifest for entry in self._registry.entries() if entry.manifest.name == name]
         return next((one for one in made if one.training.get(ADDED) == case.id), None)
 
-    def _add(self, case: Case, built: Rebuilt, training: Mapping[str, Any], metrics: Mapping[str, Any]) -> Manifest:
+    def _add(
+        self, case: Case, built: Rebuilt, training: Mapping[str, Any], metrics: Mapping[str, Any], **kept: Any
+    ) -> Manifest:
+        """``kept``: what of the champion's package holds for this one as well."""
         champion = self._desk.model(case.champion).manifest
         draft = Draft(
             name=champion.name,
@@ -272,5 +293,6 @@ class Controller:
             training={**training, ADDED: case.id, "since": case.since_ms, "from": case.champion},
             metrics=metrics,
             categories=champion.categories,
+            **kept,
         )
         return self._registry.add(draft)

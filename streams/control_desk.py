@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from features.block import BoolArray, FloatArray, IntArray
@@ -19,17 +21,28 @@ __all__ = ["WindowDesk"]
 
 #: packages kept loaded: champion, candidate, and the champion before
 _LOADED_MAX = 3
+#: rows are to be kept so many times as long as labels take to be final: a third of them is final then
+_REACH = 1.5
+_DAY_MS = 86_400_000
 _ALWAYS = np.iinfo(np.int64).min
 
 
 class WindowDesk:
     """A `streams.control_policy.Desk` of one champion's features. A label is final ``mature_ms`` after its event: until
-    then, which labels have come may depend on what they say."""
+    then, which labels have come may depend on what they say. ``labels_ms``: see there."""
 
     def __init__(
-        self, registry: Registry, settings: ControlSettings, champion: str, mature_ms: int, partitions: int
+        self,
+        registry: Registry,
+        settings: ControlSettings,
+        champion: str,
+        partitions: int,
+        *,
+        mature_ms: int,
+        labels_ms: int,
     ) -> None:
         self._registry, self._settings, self._mature_ms = registry, settings, mature_ms
+        self.labels_ms = labels_ms
         self._loaded: dict[str, LoadedModel] = {}
         self.features = self.model(champion).manifest.features if champion else ()
         self.window = Window(self.features, settings.rows_max, partitions)
@@ -53,6 +66,17 @@ class WindowDesk:
         if state.learner:
             return OnlineCalibrator.from_state(state.learner, rate)
         return OnlineCalibrator.of(self.model(state.champion).calibration, rate)
+
+    def too_few_kept(self, clock_ms: int) -> str | None:
+        reach_ms, wanted_ms = self.window.reach_ms(clock_ms), _REACH * self._mature_ms
+        if reach_ms is None or reach_ms >= wanted_ms:
+            return None
+        rows = self._settings.rows_max
+        return (
+            f"the newest {rows:,} labelled rows, which are kept, are of {reach_ms / _DAY_MS:.3g} days, and labels are "
+            f"final after {self._mature_ms / _DAY_MS:.3g}: set control.rows_max to "
+            f"{math.ceil(rows * wanted_ms / max(reach_ms, 1)):,} or more"
+        )
 
     def frauds(self, case: Case, clock_ms: int) -> int:
         return self.window.frauds(self._final(clock_ms, case.since_ms))

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from streams.control_alerts import read_alert
+from streams.control_alerts import known_ms, read_alert
 from streams.control_state import Command, State, read_command
 from streams.listeners import FromStart
 from streams.log import TP, Log
@@ -39,10 +39,12 @@ class _Record(NamedTuple):
 class Feed:
     """Reads the three topics from where ``state`` has used them up to. One thread.
 
-    What the loop itself has written to two of them is passed over, and does not show in what is used.
+    What the loop itself has written to two of them is passed over, and does not show in what is used. ``labels_ms``:
+    how long after its period a finding by labels is known.
     """
 
-    def __init__(self, log: Log, partitions: Mapping[str, int], state: State) -> None:
+    def __init__(self, log: Log, partitions: Mapping[str, int], state: State, labels_ms: int) -> None:
+        self._labels_ms = labels_ms
         self._labelled = [TP(LABELLED, p) for p in range(partitions[LABELLED])]
         self._alerts = [TP(ALERTS, p) for p in range(partitions[ALERTS])]
         self._commands = TP(CONTROL, 0)
@@ -91,19 +93,22 @@ class Feed:
         return pieces
 
     def alerts(self, clock_ms: int | None) -> list[dict[str, Any]]:
-        """The alerts that are due at this time, by time; None: all that are there."""
+        """The alerts that were known at this time, in the order in which they were; None: all that are there."""
         due: list[dict[str, Any]] = []
         for tp in self._alerts:
             waiting = self._waiting[tp]
             while waiting:
                 alert = read_alert(waiting[0].value)
-                if alert is not None and clock_ms is not None and alert["event_time"] > clock_ms:
+                if alert is not None and clock_ms is not None and self._known(alert) > clock_ms:
                     break
                 record = waiting.popleft()
                 if alert is not None:
                     self._used[tp] = record.offset + 1
                     due.append(alert)
-        return sorted(due, key=lambda alert: (alert["event_time"], alert["alert_id"]))
+        return sorted(due, key=lambda alert: (self._known(alert), alert["alert_id"]))
+
+    def _known(self, alert: Mapping[str, Any]) -> int:
+        return known_ms(alert, self._labels_ms)
 
     def commands(self) -> list[Command]:
         """What people have asked for since the last call, in the order of the log."""

@@ -30,8 +30,15 @@ _DECIDED = 256
 class Desk(Protocol):
     """What a step may look up: pure functions of the rows used so far and of packages."""
 
+    @property
+    def labels_ms(self) -> int:
+        """How long after its end a period of events has all its labels."""
+
     def scored(self, before: State, after: State) -> tuple[FloatArray, FloatArray, IntArray]:
         """(raw, probability, label) by the champion of the rows whose labels became final between these states."""
+
+    def too_few_kept(self, clock_ms: int) -> str | None:
+        """Why nothing can be judged: rows are left out before their labels are final. None: enough are kept."""
 
     def frauds(self, case: Case, clock_ms: int) -> int:
         """Final frauds since the change."""
@@ -94,23 +101,26 @@ class Step:
 def step(settings: ControlSettings, state: State, inputs: Inputs, desk: Desk) -> Step:
     """The next state. Nothing is asked but ``desk``: the same inputs in the same order give the same steps."""
     alerts, labelled, commands = inputs.used
+    clock_ms = max(state.clock_ms, inputs.clock_ms)
     now = replace(
         state,
         steps=state.steps + 1,
         alerts=alerts,
         labelled=labelled,
         commands=commands,
-        clock_ms=max(state.clock_ms, inputs.clock_ms),
+        clock_ms=clock_ms,
+        # before the first label there is no clock: a case that a person has asked for by then begins with it
+        opened_ms=[opened or clock_ms for opened in state.opened_ms],
     )
     out = Step(now)
     if inputs.champion != state.champion:
         _other_champion(out, inputs.champion)
     for command in inputs.commands:
-        _obey(settings, out, command)
+        _obey(settings, out, command, desk)
     if inputs.rows and out.state.champion:
         _learn(settings, state, out, desk)
     for alert in inputs.alerts:
-        _decide(settings, out, alert)
+        _decide(settings, out, alert, desk)
     case = out.state.case
     if inputs.rows and case is not None and out.state.frozen is None:
         _MOVES.get(case.status, _wait)(settings, out, case, desk)
@@ -125,7 +135,7 @@ def _other_champion(out: Step, champion: str) -> None:
         out.close(case, f"given up: {champion or 'no model'} was made champion by somebody else", "given-up")
 
 
-def _obey(settings: ControlSettings, out: Step, command: Command) -> None:
+def _obey(settings: ControlSettings, out: Step, command: Command, desk: Desk) -> None:
     case, by = out.state.case, command.by
     if command.command == "freeze":
         out.state = replace(out.state, frozen=command.reason or "frozen")
@@ -135,7 +145,7 @@ def _obey(settings: ControlSettings, out: Step, command: Command) -> None:
         out.tell("thawed", by=by)
     elif command.command == "act":
         out.tell("asked", by=by, alert_id=command.alert["alert_id"])
-        _decide(settings, out, command.alert, asked=True)
+        _decide(settings, out, command.alert, desk, asked=True)
     elif case is None or case.id != command.case or case.status == "dropping":
         out.tell("ignored", by=by, command=command.command, asked=command.case, reason="no such case is open")
     elif command.command == "reject":
@@ -165,24 +175,26 @@ def _gate(case: Case) -> Gate:
     return Gate(int(case.gate[0]), int(case.gate[1]), *case.gate[2:]) if case.gate else Gate()
 
 
-def _decide(settings: ControlSettings, out: Step, alert: Mapping[str, Any], asked: bool = False) -> None:
+def _decide(settings: ControlSettings, out: Step, alert: Mapping[str, Any], desk: Desk, asked: bool = False) -> None:
     """What is done about an alert, and that it was decided. One that comes again, as it was or because more was found
-    of its cause, is decided on again where that asks for something else, is about another champion, or a person has
-    ``asked`` for it: then no pause, age or number of cases is in the way."""
+    of its cause, is decided on again where that asks for something else, is about another champion, is newer than what
+    was declined, or a person has ``asked`` for it: then no pause, age or number of cases is in the way."""
     state, name = out.state, str(alert["alert_id"])
     if state.case is not None and state.case.alert["alert_id"] == name:
         state = out.state = replace(state, case=replace(state.case, alert=dict(alert)))
-    found = wanted(settings, alert, state.champion)
-    before = any(key.startswith(f"{name} ") for key in state.decided)
+    found = wanted(settings, alert, state.champion, desk.labels_ms)
     key = f"{name} {found.action} {state.champion}" if found is not None else f"{name} nothing"
-    if not asked and (key in state.decided or (before and found is None)):
+    if not asked and _decided(state, name, key, found):
         return
-    out.state = replace(state, decided=[*state.decided, key][-_DECIDED:])
-    if found is not None and found.action == "alert":
+    alert_only = found is not None and found.action == "alert"
+    reason = None if alert_only else _why_not(settings, state, desk, found, asked)
+    noted = key if reason is None or found is None else f"{key} {found.known_ms}"
+    others = [other for other in state.decided if other != noted and not other.startswith(f"{key} ")]
+    out.state = replace(state, decided=[*others, noted][-_DECIDED:])
+    if alert_only:
         out.answer(alert, "alert only")
         return
-    running, time_ms = state.case, int(alert["event_time"])
-    reason = _why_not(settings, state, time_ms, found, asked)
+    running = state.case
     if reason is not None or found is None:
         out.tell("declined", alert_id=name, reason=reason)
         out.answer(alert, f"none: {reason}", case=None if running is None else running.id)
@@ -198,17 +210,28 @@ def _decide(settings: ControlSettings, out: Step, alert: Mapping[str, Any], aske
         since_ms=found.since_ms,
         frauds_min=settings.frauds_min,
     )
-    recent = [opened for opened in state.opened_ms if opened > time_ms - _MONTH_MS]
-    out.state = replace(out.state, case=case, opened_ms=[*recent, time_ms])
+    out.state = replace(out.state, case=case, opened_ms=[*_recent(state), state.clock_ms])
     out.follow(case, "begun", "opened", since=case.since_ms)
 
 
-def _why_not(settings: ControlSettings, state: State, time_ms: int, found: Wanted | None, asked: bool) -> str | None:
+def _decided(state: State, name: str, key: str, found: Wanted | None) -> bool:
+    """Whether this was decided on: acted on under ``key``, or declined when as much was found as now."""
+    if found is None:
+        return any(other.startswith(f"{name} ") for other in state.decided)
+    declined = [int(other.removeprefix(f"{key} ")) for other in state.decided if other.startswith(f"{key} ")]
+    return key in state.decided or found.known_ms <= max(declined, default=found.known_ms - 1)
+
+
+def _recent(state: State) -> list[int]:
+    """When the cases of the last 30 days were opened."""
+    return [opened for opened in state.opened_ms if opened > state.clock_ms - _MONTH_MS]
+
+
+def _why_not(settings: ControlSettings, state: State, desk: Desk, found: Wanted | None, asked: bool) -> str | None:
     """Why nothing is done about an alert; None: something is. A calibration that is only being judged gives way to what
     changes the ranking."""
     case = state.case
     gives_way = case is not None and case.status == "armed" and found is not None and found.action != "update"
-    recent = [opened for opened in state.opened_ms if opened > time_ms - _MONTH_MS]
     if not state.champion:
         return "no model scores"
     if state.frozen is not None:
@@ -217,14 +240,14 @@ def _why_not(settings: ControlSettings, state: State, time_ms: int, found: Wante
         return f"{case.action} for {case.alert['alert_id']} is under way"
     if found is None:
         return f"it is not about {state.champion}, which is champion"
-    if asked:
-        return None
-    if time_ms < state.clock_ms - settings.alert_age_ms_max:
+    if (few := desk.too_few_kept(state.clock_ms)) is not None or asked:
+        return few
+    if found.known_ms < state.clock_ms - settings.alert_age_ms_max:
         return "it is too old"
-    if state.closed_ms is not None and time_ms < state.closed_ms + settings.cooldown_ms:
+    if state.closed_ms is not None and found.known_ms < state.closed_ms + settings.cooldown_ms:
         return f"cooling down until {state.closed_ms + settings.cooldown_ms}"
-    if len(recent) >= settings.cases_per_30d:
-        return f"{len(recent)} cases in 30 days are as many as allowed"
+    if len(_recent(state)) >= settings.cases_per_30d:
+        return f"{len(_recent(state))} cases in 30 days are as many as allowed"
     return None
 
 
@@ -239,18 +262,19 @@ def _collect(settings: ControlSettings, out: Step, case: Case, desk: Desk) -> No
         built = replace(case, status="building", frauds_min=frauds, begin=out.state.labelled)
         out.state = replace(out.state, case=built)
         out.tell("building", built, frauds=frauds, since=case.since_ms, positions=built.begin)
-    elif _too_long(out, case):
+    elif _too_long(out, case, desk):
         out.close(case, f"given up: {frauds} of {case.frauds_min} frauds in 30 days", "given-up")
 
 
-def _too_long(out: Step, case: Case) -> bool:
-    return out.state.clock_ms > int(case.alert["event_time"]) + _MONTH_MS * case.turn
+def _too_long(out: Step, case: Case, desk: Desk) -> bool:
+    """Whether the case was opened 30 days ago, for each of its challengers, and as long as its first labels took."""
+    return out.state.clock_ms > out.state.opened_ms[-1] + _MONTH_MS * case.turn + desk.labels_ms
 
 
 def _watch(settings: ControlSettings, out: Step, case: Case, desk: Desk) -> None:
     """Looks at the candidate beside the champion when so many more frauds have come, so many times."""
     if desk.new_frauds(case, out.state.clock_ms) < settings.look_frauds * (case.looks + 1):
-        if _too_long(out, case):
+        if _too_long(out, case, desk):
             out.close(case, "given up: too few frauds in 30 days to judge by", "given-up", model=case.candidate)
         return
     found = desk.evidence(case, out.state.clock_ms, settings.look_confidence)
@@ -272,6 +296,8 @@ def _judge(settings: ControlSettings, out: Step, case: Case, desk: Desk) -> None
     """Looks at the online calibration after so many rounds, so many times; each look is at new rounds."""
     gate = _gate(case)
     if gate.rounds < settings.look_rounds:
+        if _too_long(out, case, desk):
+            out.close(case, "given up: too few final labels in 30 days to judge by", "given-up")
         return
     figures = gate.figures(settings.look_confidence)
     looked = replace(case, looks=case.looks + 1, gate=[], evidence=figures)

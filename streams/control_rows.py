@@ -124,6 +124,14 @@ class Window:
             chosen &= offset >= np.array([*begin, *[0] * (len(self._ends) - len(begin))], np.int64)[partition]
         return chosen
 
+    def reach_ms(self, clock_ms: int) -> int | None:
+        """How long before this time the oldest row that is kept was labelled, of the partition where that is least;
+        None where none was left out so far."""
+        starts, kept = self.start_of(self._ends), self._kept()
+        partition, _, _, known, *_ = self._columns()
+        mine = (known[kept & (partition == p)] for p, start in enumerate(starts) if start > 0)
+        return min((clock_ms - int(times.min()) for times in mine if len(times)), default=None)
+
     def frauds(self, chosen: BoolArray) -> int:
         """How many of these rows are frauds."""
         return int(self._columns()[5][chosen].sum())

@@ -35,8 +35,9 @@ class ControlSettings:
     yes before the champion changes. Times are event time.
 
     A step is taken for each ``round_rows`` labelled rows of every partition; ``rows_max`` of them are kept in all.
-    ``cooldown_ms``: from the end of a case to the next. ``alert_age_ms_max``: an alert that is older, by the labels'
-    clock, is only told. ``cases_per_30d``: opened at most. ``frauds_min``: since the
+    These have to reach back further than labels take to be final: where they do not, alerts are declined and say so.
+    ``cooldown_ms``: from the end of a case to the next. ``alert_age_ms_max``: an alert that was known before, by the
+    labels' clock, is only told. ``cases_per_30d``: opened at most. ``frauds_min``: since the
     change, before a challenger is built. ``look_frauds``: new frauds between two looks at challenger and champion, of
     which there are ``looks`` at most; ``confidence`` is that of all looks together. ``turns``: challengers for one
     alert, each of twice the frauds of the one before. ``learning_rate`` and ``gain_min`` (share of the champion's

@@ -69,10 +69,10 @@ class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     #: of `models.online.OnlineCalibrator`
     learner: list[float] = []
     case: Case | None = None
-    #: times (event time, ms) of the newest cases opened, and of the last closed
+    #: what the clock was when the newest cases were opened, and when the last one was closed
     opened_ms: list[int] = []
     closed_ms: int | None = None
-    #: "id action champion" of the newest alerts that were decided on
+    #: "id action champion" of the newest alerts that were decided on; of what was declined, also when it was known
     decided: list[str] = []
 
 

@@ -31,6 +31,7 @@ _POLL_S = 0.05
 _ARRAYS = ("x", "y", "event_time_ms", "group")
 #: scoring goes before training
 _NICE = 10
+_TOLD = "control: it was told to end while a model is trained; start it again, which trains anew"
 
 
 class Stopped(HeadraceError):
@@ -54,13 +55,18 @@ def rebuilt_apart(
         errors = folder / "stderr"
         with errors.open("wb") as file:
             command = child_command("streams.retrain", [name])
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=file)
+            # a session of its own: Ctrl-C and what else is sent to the group is for the loop, which ends it in order
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=file, start_new_session=True
+            )
             try:
                 _wait(process, timeout_s, stopping)
             finally:
                 process.kill()
                 process.wait()
         if process.returncode != 0:
+            if stopping():
+                raise Stopped(_TOLD)  # who told the loop to end may have ended the training as well
             last = errors.read_text("utf-8", "replace").strip().splitlines()[-1:] or ["no word of why"]
             raise Declined(f"the training ended with code {process.returncode}: {last[0]}")
         return _read_result(folder)
@@ -70,7 +76,7 @@ def _wait(process: subprocess.Popen[bytes], timeout_s: float, stopping: Callable
     until = time.monotonic() + timeout_s
     while process.poll() is None:
         if stopping():
-            raise Stopped("control: it was told to end while a model is trained; start it again, which trains anew")
+            raise Stopped(_TOLD)
         if time.monotonic() > until:
             raise Declined(f"the training took more than {timeout_s:g} s; raise control.timeout_s or lower rows_max")
         time.sleep(_POLL_S)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from streams.cli.broker_wait import open_log
@@ -16,6 +16,7 @@ from streams.cli.options import add_bootstrap, add_config, add_json, print_json
 from streams.errors import EXIT_OK, ConfigError, HeadraceError
 
 if TYPE_CHECKING:
+    from monitoring.settings import MonitorSettings
     from streams.config import Settings
     from streams.control_state import Case, State
     from streams.log import Log
@@ -74,11 +75,13 @@ def _run(args: argparse.Namespace) -> int:
     if not settings.models:
         raise ConfigError("control run: no registry; name the one that the workers score with, --models DIR")
     registry = open_registry(Path(settings.models))
+    watch = _watch(settings)
     loop = Controller(
         await_broker(settings),
         registry,
         settings.control_settings(),
-        mature_ms=_mature_ms(settings),
+        mature_ms=watch.label_horizon_ms,
+        lateness_ms=watch.lateness_ms,
         partitions=settings.partitions,
     )
     with loop, _stopped_by_signals(loop.stop):
@@ -106,12 +109,12 @@ def _stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _mature_ms(settings: Settings) -> int:
-    """How long after its event a label is final, as the monitor takes it."""
+def _watch(settings: Settings) -> MonitorSettings:
+    """What the monitor is told: how long after its event a label is final, and how long it waits besides."""
     from streams.monitor_worker import make_pipeline
 
     pipeline = make_pipeline(settings)
-    return pipeline.watch.of(("any",), pipeline.settings, 1).label_horizon_ms
+    return pipeline.watch.of(("any",), pipeline.settings, 1)
 
 
 def _status(args: argparse.Namespace) -> int:
@@ -131,9 +134,11 @@ def _status(args: argparse.Namespace) -> int:
 
 
 def _told(state: State) -> Iterator[str]:
+    from streams.alert_log import time_text
+
     yield f"champion  {state.champion or 'none'}"
     if state.clock_ms:
-        yield f"labels    known up to {_when(state.clock_ms)}, {sum(state.labelled):,} records used"
+        yield f"labels    known up to {time_text(state.clock_ms)}, {sum(state.labelled):,} records used"
     if state.frozen is not None:
         yield f"FROZEN    {state.frozen}; `headrace control thaw` ends it"
     case = state.case
@@ -159,15 +164,13 @@ def _evidence(evidence: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _event_words(event: Mapping[str, Any]) -> Iterator[str]:
-    yield _when(event["clock"])
+    from streams.alert_log import time_text
+
+    yield time_text(event["clock"])
     yield f"{event['event']:<10}"
     for name in ("case", "action", "model", "reason", "by"):
         if event.get(name):
             yield f"{name} {event[name]}"
-
-
-def _when(time_ms: int) -> str:
-    return datetime.fromtimestamp(time_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M")
 
 
 def _events(log: Log) -> list[dict[str, Any]]:
@@ -224,14 +227,13 @@ def _open_case(state: State, name: str) -> Case:
 
 def _send(args: argparse.Namespace, log: Log, case: str, reason: str, alert: Mapping[str, Any] | None = None) -> int:
     """Writes the request to the topic; a loop that runs follows it at once, another one when it starts."""
-    import getpass
     import uuid
 
     from streams.control_state import Command, written
     from streams.log import OutBatch
     from streams.topics import CONTROL
 
-    command = Command(args.action, case, reason, getpass.getuser(), int(time.time() * 1000), dict(alert or {}))
+    command = Command(args.action, case, reason, _user(), int(time.time() * 1000), dict(alert or {}))
     producer = log.producer()
     producer.send(OutBatch(CONTROL, [written(command)], [f"command/{uuid.uuid4().hex}".encode()], 0))
     left = producer.flush(_SEND_S)
@@ -243,6 +245,16 @@ def _send(args: argparse.Namespace, log: Log, case: str, reason: str, alert: Map
     else:
         print(f"{args.action} {case}: asked for".replace("  ", " ").replace(" :", ":"))
     return EXIT_OK
+
+
+def _user() -> str:
+    """Who asks. In a container there may be nobody of this number."""
+    import getpass
+
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
 
 
 _Act = Callable[[argparse.Namespace], int]

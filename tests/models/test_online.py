@@ -76,6 +76,13 @@ def test_the_gate_lets_through_what_is_better_and_hardly_ever_what_is_not() -> N
     assert passed <= 6
 
 
+def test_of_few_rounds_no_more_pass_by_chance_than_asked_for() -> None:
+    gains = np.random.default_rng(1).normal(size=(4000, 8))
+    sums = zip(gains.sum(1).tolist(), (gains**2).sum(1).tolist(), strict=True)
+    passed = np.mean([Gate(8, 800, gain, squares, 1.0).passed(0.95, 0.0) for gain, squares in sums])
+    assert 0.018 < passed < 0.032  # 2.5% of an interval of 95%; by normal quantiles 4.5%
+
+
 def test_a_few_rounds_say_nothing() -> None:
     gate = Gate()
     for _ in range(7):

@@ -49,10 +49,11 @@ def champion_text() -> str:
     return text
 
 
-def new_registry(folder: Path) -> Registry:
+def new_registry(folder: Path, **more: Any) -> Registry:
+    """With a champion more, whose package has ``more``."""
     registry = Registry(folder)
     training = {"params": PARAMS, "rounds": 30}
-    draft = Draft("m", champion_text(), FEATURES, "", "2026-01-01T00:00:00+00:00", training=training)
+    draft = Draft("m", champion_text(), FEATURES, "", "2026-01-01T00:00:00+00:00", training=training, **more)
     registry.add(draft, "champion")
     return registry
 
@@ -63,13 +64,14 @@ def new_log() -> MemoryLog:
     return log
 
 
-def send_rows(log: Log, x: FloatArray, y: IntArray, first: int = 0) -> int:
-    """Labelled rows, one a second, round about the partitions; returns the number of the next one."""
+def send_rows(log: Log, x: FloatArray, y: IntArray, first: int = 0, label_ms: int = 0) -> int:
+    """Labelled rows, one a second, round about the partitions, labelled so long after; returns the number of the next
+    one."""
     by_partition: list[list[bytes]] = [[] for _ in range(PARTITIONS)]
     for i, (vector, label) in enumerate(zip(x.tolist(), y.tolist(), strict=True), first):
         time_ms = T0 + i * STEP_MS
         record = {"transaction_id": i, "event_time": time_ms, "card_id": i % 97, "terminal_id": 1, "label": label}
-        record |= {"label_time": time_ms, "features": dict(zip(FEATURES, vector, strict=True))}
+        record |= {"label_time": time_ms + label_ms, "features": dict(zip(FEATURES, vector, strict=True))}
         by_partition[i % PARTITIONS].append(orjson.dumps(record))
     producer = log.producer()
     for p, values in enumerate(by_partition):
@@ -122,9 +124,17 @@ def actions(log: MemoryLog) -> list[str]:
     return [alert["action"] for alert in records(log, ALERTS) if alert["action"] != "none"]
 
 
-def controller(log: Log, registry: Registry, build: Callable[..., Any] | None = rebuild, **settings: Any) -> Controller:
+def controller(
+    log: Log,
+    registry: Registry,
+    build: Callable[..., Any] | None = rebuild,
+    mature_ms: int = 0,
+    lateness_ms: int = 0,
+    **settings: Any,
+) -> Controller:
     made = ControlSettings.of(SMALL | settings)
-    return Controller(log, registry, made, mature_ms=0, build=build, clock=lambda: T0)
+    times = {"mature_ms": mature_ms, "lateness_ms": lateness_ms}
+    return Controller(log, registry, made, **times, build=build, clock=lambda: T0)
 
 
 def run(log: Log, registry: Registry, **how: Any) -> Controller:
@@ -133,11 +143,11 @@ def run(log: Log, registry: Registry, **how: Any) -> Controller:
     return loop
 
 
-def drifted(log: Log, before: int = 1000, after: int = 2000) -> None:
+def drifted(log: Log, before: int = 1000, after: int = 2000, label_ms: int = 0) -> None:
     """The concept changes after ``before`` rows; the monitor notices 600 rows later."""
     x, y = rows_of(before, BEFORE, 1)
     x2, y2 = rows_of(after, AFTER, 2)
-    send_rows(log, np.concatenate([x, x2]), np.concatenate([y, y2]))
+    send_rows(log, np.concatenate([x, x2]), np.concatenate([y, y2]), label_ms=label_ms)
     send_alert(log, alert_of(before + 600, since=before))
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from control_world import (
     AFTER,
@@ -22,6 +25,8 @@ from control_world import (
     send_rows,
 )
 
+from models.calibrate import Calibration
+from models.rebuild import Champion, Declined, LabelledRows
 from models.registry import Registry
 from streams.cli.main import main
 from streams.config import load_settings
@@ -30,8 +35,10 @@ from streams.control_settings import ACTIONS, KINDS, ControlSettings
 from streams.control_state import State, read_command, read_state, written
 from streams.errors import ConfigError, FatalError
 from streams.memory import MemoryLog
-from streams.retrain import Stopped
+from streams.retrain import Stopped, rebuilt_apart
 
+#: so long the monitor waits for labels of a period
+LATENESS_MS = 3_600_000
 CONFIG = """
 label_mature_ms = 1
 
@@ -72,7 +79,7 @@ def command(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, st
 def test_a_proposal_is_shown_and_approved(
     capsys: pytest.CaptureFixture[str], log: MemoryLog, registry: Registry, where: list[str]
 ) -> None:
-    drifted(log)
+    drifted(log, label_ms=LATENESS_MS)
     once = ["run", "--models", registry.root, "--once", *where]
     code, out, _ = command(capsys, *once, "--json")
     figures = json.loads(out.splitlines()[-1])
@@ -106,11 +113,40 @@ def test_a_freeze_and_its_end(
     assert [event["reason"] for event in events(log) if event["event"] == "frozen"] == ["release week"]
 
 
+def test_who_asks_has_a_number_where_nobody_has_a_name(
+    capsys: pytest.CaptureFixture[str],
+    log: MemoryLog,
+    registry: Registry,
+    where: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def nobody() -> str:
+        raise KeyError("getpwuid(): uid not found: 1234")
+
+    monkeypatch.setattr("getpass.getuser", nobody)
+    assert command(capsys, "freeze", *where)[0] == 0
+    command(capsys, "run", "--models", registry.root, "--once", *where)
+    assert [event["by"] for event in events(log)] == [str(os.getuid())]
+
+
+@pytest.mark.parametrize("stopping", [False, True])
+def test_a_training_that_is_ended_with_the_loop_is_not_declined(
+    monkeypatch: pytest.MonkeyPatch, stopping: bool
+) -> None:
+    code = "import os, sys; sys.exit(f'session of its own: {os.getsid(0) == os.getpid()}')"
+    monkeypatch.setattr("streams.retrain.child_command", lambda *_: [sys.executable, "-c", code])
+    monkeypatch.setattr("streams.retrain._wait", lambda process, *_: process.wait())
+    rows = LabelledRows(("a",), np.ones((1, 1)), *np.ones((3, 1), np.int64))
+    champion = Champion("", Calibration("platt"), {}, 1)
+    with pytest.raises(Stopped if stopping else Declined, match="told to end" if stopping else "its own: True"):
+        rebuilt_apart(rows, 0, champion, "retrain", stopping=lambda: stopping)
+
+
 def test_a_declined_alert_is_acted_on_when_a_person_asks(
     capsys: pytest.CaptureFixture[str], log: MemoryLog, registry: Registry, where: list[str]
 ) -> None:
     command(capsys, "freeze", *where)
-    drifted(log)
+    drifted(log, label_ms=LATENESS_MS)
     once = ["run", "--models", registry.root, "--once", *where]
     command(capsys, *once)
     command(capsys, "thaw", *where)
@@ -119,7 +155,7 @@ def test_a_declined_alert_is_acted_on_when_a_person_asks(
     code, _, err = command(capsys, "act", "zzz", *where)
     assert code == 2 and "no such alert" in err
     assert command(capsys, "act", "perf", *where)[:2] == (0, "act: asked for\n")
-    send_rows(log, *rows_of(400, AFTER, 4), 3000)
+    send_rows(log, *rows_of(400, AFTER, 4), 3000, label_ms=LATENESS_MS)
     command(capsys, *once)
     assert names_of(log)[3:7] == ["asked", "opened", "building", "retrained"]
 

@@ -10,6 +10,8 @@ import pytest
 from control_world import (
     AFTER,
     BEFORE,
+    STEP_MS,
+    T0,
     actions,
     alert_of,
     drifted,
@@ -28,12 +30,16 @@ from control_world import (
 )
 
 from models.registry import Registry
+from monitoring.settings import DAY_MS
 from streams.control_state import ADDED
 from streams.memory import MemoryLog
 from streams.retrain import rebuilt_apart
 from streams.topics import ALERTS
 
 RETRAINED = ["retrain: begun", "retrain: m@2 is watched beside the champion", "retrain: m@2 is champion"]
+
+
+CONFORMAL = {"alpha": 0.1, "fraud_from": -2.0, "legitimate_to": -1.0}
 
 
 @pytest.fixture
@@ -91,7 +97,9 @@ def test_leaf_values_are_refitted_where_the_policy_says_so(log: MemoryLog, regis
     assert champion.model_text != before.model_text
 
 
-def test_a_calibration_learned_online_becomes_a_version(log: MemoryLog, registry: Registry) -> None:
+def test_a_calibration_learned_online_becomes_a_version(log: MemoryLog, tmp_path: Path) -> None:
+    reference = {"rows": 9, "features": {"a": {}}, "score": {}}
+    registry = new_registry(tmp_path, conformal=CONFORMAL, reference=reference)
     x, y = rows_of(1000, BEFORE, 1)
     x2, y2 = rows_of(5000, BEFORE, 2, level=-1.0)  # the same ranking, four times the frauds
     send_rows(log, np.concatenate([x, x2]), np.concatenate([y, y2]))
@@ -102,6 +110,8 @@ def test_a_calibration_learned_online_becomes_a_version(log: MemoryLog, registry
     assert after.manifest.label == "m@2" and after.model_text == before.model_text
     assert after.calibration.version == 2
     fresh, label = rows_of(5000, BEFORE, 7, level=-1.0)
+    assert after.manifest.conformal == before.manifest.conformal == CONFORMAL
+    assert after.manifest.reference == {"rows": 9, "features": {"a": {}}}  # the score's is of other probabilities
     means = [model.score(fresh)[1].mean() / label.mean() for model in (before, after)]
     assert means[0] < 0.7 and 0.9 < means[1] < 1.1
     assert actions(log)[-1] == "update: m@2 is champion"
@@ -199,7 +209,59 @@ def test_what_joins_about_the_new_champion_is_another_matter(log: MemoryLog, reg
     ]
 
 
+@pytest.mark.parametrize("days", [7, 60])
+def test_an_alert_by_labels_is_as_old_as_they_are_final(log: MemoryLog, registry: Registry, days: int) -> None:
+    mature_ms, lateness_ms = days * DAY_MS, 3_600_000
+    drifted(log, label_ms=mature_ms + lateness_ms)
+    loop = run(log, registry, mature_ms=mature_ms, lateness_ms=lateness_ms, cooldown_ms=DAY_MS)
+    assert actions(log) == RETRAINED and loop.state.champion == "m@2"
+    # neither before its period had its labels nor later
+    assert events(log)[0]["clock"] - mature_ms - lateness_ms - T0 == 1699 * STEP_MS
+
+
+def test_what_joins_an_alert_that_is_too_old_is_as_new_as_it_is(log: MemoryLog, registry: Registry) -> None:
+    drifted(log)
+    with log.changed:  # in place of that alert
+        for part in log.partitions(ALERTS):
+            part.rows.clear()
+    first = alert_of(100)
+    grown = {**first, "evidence": {**first["evidence"], "members": [member(1400, "performance_drift")]}}
+    for alert in (first, first, grown, first):
+        send_alert(log, alert)
+    run(log, registry, alert_age_ms_max=250_000, round_rows=200)
+    assert actions(log) == ["none: it is too old", *RETRAINED]
+    assert events(log)[1]["since"] == T0 + 1400 * STEP_MS
+
+
 # --- when it does nothing ---
+
+
+def test_a_case_that_is_asked_for_before_there_are_labels_has_its_time(log: MemoryLog, registry: Registry) -> None:
+    send_command(log, "act", alert=alert_of(1600, since=1000))
+    assert run(log, registry).state.clock_ms == 0 and names_of(log) == ["asked", "opened"]
+    drifted(log)
+    run(log, registry)
+    assert actions(log)[-1] == "retrain: m@2 is champion"
+
+
+def test_where_rows_are_left_out_before_they_are_final_it_says_so(log: MemoryLog, registry: Registry) -> None:
+    drifted(log)
+    run(log, registry, mature_ms=500_000, rows_max=600)
+    (said,) = actions(log)
+    assert said.startswith("none: the newest 600 labelled rows") and "set control.rows_max to 7" in said
+    assert names_of(log) == ["declined"] and len(models(registry)) == 1
+    send_command(log, "act", alert=alert_of(1600, since=1000))
+    run(log, registry, mature_ms=500_000, rows_max=800)
+    assert names_of(log)[1:3] == ["asked", "opened"]
+
+
+def test_a_calibration_is_not_judged_for_ever(log: MemoryLog, registry: Registry) -> None:
+    send_rows(log, *rows_of(1000, BEFORE, 1))
+    send_alert(log, alert_of(500, "calibration_drift"))
+    assert run(log, registry, look_rounds=10**6).state.case.status == "armed"  # type: ignore[union-attr]
+    send_rows(log, *rows_of(100, BEFORE, 1), 500 + 31 * DAY_MS // STEP_MS)
+    assert run(log, registry, look_rounds=10**6).state.case is None
+    assert actions(log)[-1] == "update: given up: too few final labels in 30 days to judge by"
 
 
 def test_one_case_at_a_time_and_each_alert_once(log: MemoryLog, registry: Registry) -> None:

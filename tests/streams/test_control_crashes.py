@@ -149,6 +149,39 @@ def test_a_person_who_rolls_back_in_between_has_the_last_word(tmp_path: Path, mo
     assert registry.aliases()["champion"] == "m@1" and loop.state.champion == "m@1"
 
 
+def test_a_person_who_promotes_another_in_between_has_the_last_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, registry = new_log(), new_registry(tmp_path)
+    retrained(log)
+    with crash_at(monkeypatch, 0) as points:
+        run(log, registry, build=built_once, round_rows=100)
+    promoting = len(points) - points[::-1].index("before set_alias")
+    log, registry = new_log(), new_registry(tmp_path / "again")
+    retrained(log)
+    with pytest.raises(Crash), crash_at(monkeypatch, promoting):
+        run(log, registry, build=built_once, round_rows=100)
+    assert registry.aliases() == {"champion": "m@1", "shadow": "m@2"} and names_of(log)[-1] == "decided"
+    new_registry(registry.root)  # m@3 is champion
+    loop = run(log, registry, build=built_once, round_rows=100)
+    assert registry.aliases() == {"champion": "m@3"}
+    assert loop.state.case is None and names_of(log)[-1] == "given-up"
+
+
+def test_a_loop_that_is_ended_in_the_midst_of_a_training_adds_nothing(tmp_path: Path) -> None:
+    log, registry = new_log(), new_registry(tmp_path)
+    retrained(log)
+
+    def overtaken(*args: Any) -> Rebuilt:
+        run(log, registry, build=built_once, round_rows=100)
+        return built_once(*args)
+
+    with pytest.raises(HeadraceError, match="another control loop has begun"):
+        run(log, registry, build=overtaken, round_rows=100)
+    assert [entry.manifest.label for entry in registry.entries()] == ["m@1", "m@2"]
+    assert registry.aliases() == {"champion": "m@2"}
+
+
 def test_a_second_loop_ends_the_first(tmp_path: Path) -> None:
     log, registry = new_log(), new_registry(tmp_path)
     retrained(log)
