@@ -66,7 +66,7 @@ class Settings:
     )
     transactional_id: str = _setting("", "exactly_once: this worker's own; empty: one that is kept in HEADRACE_HOME")
     commit_interval_ms: int = _setting(1000, "time between commits (exactly_once: 100 where it is not set)", 10)
-    gather_ms: int = _setting(3, "least time between two batches, to gather records under a trickle", 0)
+    gather_ms: int = _setting(6, "least time between two batches, to gather records under a trickle", 0)
     batch_records: int = _setting(4096, "records that a stage takes at once", 1)
     max_poll_interval_ms: int = _setting(300_000, "a worker whose stage makes no progress for so long ends", 1000)
     allowed_lateness_ms: int = _setting(3_600_000, "events older than the newest by more do not enter windows", 0)

@@ -46,7 +46,7 @@ class ReaderSettings:
     batch_bytes: int = 2 * 1024 * 1024
     #: a batch follows another after so long at the least: under a trickle of records a batch costs more than its
     #: records, so gathering for a moment lowers latency; the first record of a quiet log never waits
-    gather_s: float = 0.003
+    gather_s: float = 0.006
     #: batches of one partition between the consumer and its stage
     in_flight: int = 4
     #: no batch done for so long, with one in flight, ends the worker (Kafka's max.poll.interval.ms)
