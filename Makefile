@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 # Locked versions by hash, wheels only: nothing is compiled here. Bytecode is written when a module is first used.
 INSTALL := $(PIP) install --quiet --no-deps --require-hashes --only-binary :all: --no-compile
 # Two at a time, whole files: half of the tests wait for a broker. ARGS="-n 0" runs one after the other.
-PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 .DELETE_ON_ERROR:
 

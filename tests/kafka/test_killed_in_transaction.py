@@ -61,7 +61,7 @@ def test_the_broker_is_killed_at_the_end_of_a_transaction(tmp_path: Path, monkey
         options = (f"127.0.0.1:{proxy.port}", tmp_path, "dead-in-transaction", "--order", "event_time")
         with Worker(*options, config=EXACTLY_ONCE) as worker, Tail(log) as tail:
             worker.wait_ready()
-            feed = Feed(log, STREAM.records, per_s=200)
+            feed = Feed(log, STREAM.records, per_s=60)
             for times, before in ((1, True), (2, False)):
                 tail.read(len(tail.by_source) + 1)
                 killer = Killer(broker, proxy, before)
