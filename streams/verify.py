@@ -24,7 +24,7 @@ from streams.pipelines.fraud_tasks import TerminalTask
 from streams.replay import read_up_to
 from streams.stage_replay import StageReplays
 from streams.topics import BY_TERMINAL, FRAUD_SCORES, LABELS, TRANSACTIONS
-from streams.verify_rows import StageResult, Table, Words, add_messages, compare
+from streams.verify_rows import StageResult, Table, Words, add_messages, compare, places
 
 __all__ = ["StageResult", "verify_fraud"]
 
@@ -42,23 +42,8 @@ def verify_fraud(
     the states of a group that was bootstrapped. ConfigError: a topic is missing, the group has committed nothing, or
     its scores have no feature vectors. CheckpointError: the seam is of other settings.
     """
-    topics = (TRANSACTIONS, LABELS, BY_TERMINAL, FRAUD_SCORES)
-    admin = log.admin()
-    infos = admin.topics(topics)
-    admin.close()
-    missing = [name for name in topics if name not in infos]
-    if missing:
-        raise ConfigError(f"topic {missing[0]} is not there: nothing to verify; run a worker first")
-    consumer = log.consumer(group)
-    try:
-        inputs = [TP(t, p) for t in (TRANSACTIONS, LABELS, BY_TERMINAL) for p in range(infos[t].partitions)]
-        committed = {tp: offset or 0 for tp, offset in consumer.committed(inputs).items()}
-        ends = {TP(t, p): consumer.offset_range(TP(t, p))[1] for t in topics[2:] for p in range(infos[t].partitions)}
-    finally:
-        consumer.close()
-    if not any(committed.values()):
-        raise ConfigError(f"group {group} has committed nothing: name the group of the workers with --group")
-
+    inputs = (TRANSACTIONS, LABELS, BY_TERMINAL)
+    infos, committed, ends = places(log, group, inputs, (BY_TERMINAL, FRAUD_SCORES))
     replays = StageReplays(log, make_pipeline, infos, progress)
     if store is not None:
         replays.find_seams(store, group)

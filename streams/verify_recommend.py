@@ -23,7 +23,6 @@ from features.schema import ACTIONS
 from features.shopping import FAN, FEATURES, ItemRecords
 from models.slot import Serving
 from streams.codec import decode_together
-from streams.errors import ConfigError
 from streams.log import TP, Log, TopicInfo
 from streams.partitioner import partitions_of
 from streams.pipelines.recommend import RecommendPipeline
@@ -32,7 +31,7 @@ from streams.pipelines.recommend_tasks import ItemTask, UserTask
 from streams.replay import read_up_to
 from streams.shuffle import Sent, pack_for
 from streams.topics import BY_ITEM, INTERACTIONS, ITEMS, RECOMMENDATIONS
-from streams.verify_rows import ABSENT, SHOWN, Difference, StageResult, Table, add_messages, compare
+from streams.verify_rows import ABSENT, SHOWN, Difference, StageResult, Table, add_messages, compare, places
 
 __all__ = ["verify_recommend"]
 
@@ -64,27 +63,9 @@ def verify_recommend(
     ``pipeline``: with the settings and the model that the group's workers ran with, not bound. ConfigError: a topic is
     missing, or the group has committed nothing.
     """
-    topics = (INTERACTIONS, BY_ITEM, ITEMS, RECOMMENDATIONS)
-    admin = log.admin()
-    infos = admin.topics(topics)
-    admin.close()
-    missing = [name for name in topics if name not in infos]
-    if missing:
-        raise ConfigError(f"topic {missing[0]} is not there: nothing to verify; run a worker first")
-    consumer = log.consumer(group)
-    try:
-        tps = {name: [TP(name, p) for p in range(infos[name].partitions)] for name in topics}
-        committed = {tp: at or 0 for tp, at in consumer.committed([*tps[INTERACTIONS], *tps[BY_ITEM]]).items()}
-        # items follow from rows, so their ends come first: workers may go on while this reads
-        ends = {
-            tp: consumer.offset_range(tp)[1]
-            for name in (ITEMS, BY_ITEM, INTERACTIONS, RECOMMENDATIONS)
-            for tp in tps[name]
-        }
-    finally:
-        consumer.close()
-    if not any(committed.values()):
-        raise ConfigError(f"group {group} has committed nothing: name the group of the workers with --group")
+    # items follow from rows, and rows from events
+    of_ends = (ITEMS, BY_ITEM, INTERACTIONS, RECOMMENDATIONS)
+    infos, committed, ends = places(log, group, (INTERACTIONS, BY_ITEM), of_ends)
     pipeline.infos = infos
     logs = _Logs(log, pipeline, infos, committed, ends, progress)
     sent, said = _users_again(logs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,12 +11,24 @@ import numpy.typing as npt
 import xxhash
 
 from features.block import IntArray
-from streams.log import TP
+from streams.errors import ConfigError
+from streams.log import TP, Log, TopicInfo
 from streams.rows import Rows
 from streams.shedding import SHED
 from streams.shuffle import ShuffleError, unpack
 
-__all__ = ["ABSENT", "SHOWN", "Difference", "Place", "StageResult", "Table", "Words", "add_messages", "compare"]
+__all__ = [
+    "ABSENT",
+    "SHOWN",
+    "Difference",
+    "Place",
+    "StageResult",
+    "Table",
+    "Words",
+    "add_messages",
+    "compare",
+    "places",
+]
 
 #: differences that are shown, of each stage
 SHOWN = 10
@@ -54,6 +66,35 @@ class StageResult:
     def to_json(self) -> dict[str, int]:
         """The counts."""
         return {"rows": self.rows, "mismatching_rows": self.mismatching_rows, "repeated": self.repeated}
+
+
+def places(
+    log: Log, group: str, inputs: Sequence[str], ends: Sequence[str]
+) -> tuple[dict[str, TopicInfo], dict[TP, int], dict[TP, int]]:
+    """The topics, what the group has committed of ``inputs``, and then where ``ends`` end, in this order: workers may
+    go on meanwhile, and what follows from another topic is to be asked for before it.
+
+    ConfigError: a topic is missing, or the group has committed nothing.
+    """
+    topics = dict.fromkeys((*inputs, *ends))
+    admin = log.admin()
+    infos = admin.topics(list(topics))
+    admin.close()
+    missing = [name for name in topics if name not in infos]
+    if missing:
+        raise ConfigError(f"topic {missing[0]} is not there: nothing to verify; run a worker first")
+    consumer = log.consumer(group)
+    try:
+        asked = [TP(name, p) for name in inputs for p in range(infos[name].partitions)]
+        committed = {tp: offset or 0 for tp, offset in consumer.committed(asked).items()}
+        found = {
+            TP(name, p): consumer.offset_range(TP(name, p))[1] for name in ends for p in range(infos[name].partitions)
+        }
+    finally:
+        consumer.close()
+    if not any(committed.values()):
+        raise ConfigError(f"group {group} has committed nothing: name the group of the workers with --group")
+    return infos, committed, found
 
 
 class Table:

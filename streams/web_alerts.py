@@ -9,9 +9,9 @@ from typing import Any
 
 from monitoring.alerts import SEVERITIES
 from streams.alert_log import alert_in, newer
-from streams.errors import HeadraceError
 from streams.item_feed import TopicFeed
-from streams.log import Log, LogUnavailable
+from streams.log import Log
+from streams.topic_thread import TopicThread
 from streams.topics import ALERTS
 
 __all__ = ["AlertBook"]
@@ -24,32 +24,22 @@ _KEEP = 200
 _KNOWN = 20_000
 #: until it is looked again whether the topic is there, and whether it can be read
 _AGAIN_S = 5.0
-#: where the log does not answer, its client may wait for minutes: the thread is a daemon and is left to that
 _CLOSE_S = 5.0
 
 
-class AlertBook:
+class AlertBook(TopicThread):
     """Reads the topic from the earliest record on, outside any group; `start` and `close` once each."""
 
     def __init__(self, log: Log) -> None:
-        self._log = log
+        what = "alerts for the web page are not read"
+        super().__init__(
+            log, ALERTS, name="headrace-web-alerts", what=what, logger=logger, again_s=_AGAIN_S, close_s=_CLOSE_S
+        )
         self._lock = threading.Lock()
         self._alerts: dict[str, dict[str, Any]] = {}
         #: (kind, severity) that the alert is counted under, the alert told of longest ago first
         self._known: OrderedDict[str, tuple[str, str]] = OrderedDict()
         self._counts: Counter[tuple[str, str]] = Counter()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="headrace-web-alerts", daemon=True)
-
-    def start(self) -> None:
-        """Begins to read, as soon as the topic is there."""
-        self._thread.start()
-
-    def close(self) -> None:
-        """Ends reading and waits for that, not for long."""
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join(_CLOSE_S)
 
     @property
     def counts(self) -> dict[tuple[str, str], int]:
@@ -62,22 +52,6 @@ class AlertBook:
         with self._lock:
             alerts = list(self._alerts.values())
         return sorted(alerts, key=lambda alert: (-alert["event_time"], alert["alert_id"]))[:most]
-
-    def _run(self) -> None:
-        while not self._stop.is_set():
-            try:
-                if self._there():
-                    self._follow()
-            except (HeadraceError, LogUnavailable) as exc:
-                logger.warning("alerts for the web page: %s; tried again", exc)
-            self._stop.wait(_AGAIN_S)
-
-    def _there(self) -> bool:
-        admin = self._log.admin()
-        try:
-            return ALERTS in admin.topics([ALERTS])
-        finally:
-            admin.close()
 
     def _follow(self) -> None:
         feed = TopicFeed(self._log, ALERTS)

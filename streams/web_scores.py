@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import orjson
 
-from features.block import Block, BoolArray, FloatArray, IntArray
+from features.block import Block, FloatArray, IntArray
 from monitoring.metrics import LATENCY_BOUNDS_S, SCORE_BOUNDS, Buckets
 from streams.encode import ScoreEncoder
 from streams.latency import LatencyDigest
@@ -66,20 +66,8 @@ class TappedEncoder(ScoreEncoder):
         super().__init__(feature_names)
         self._tap = tap
 
-    def encode(
-        self,
-        block: Block,
-        *,
-        features: FloatArray | None,
-        late: BoolArray,
-        model: str | Sequence[bytes] | None = None,
-        score: FloatArray | None = None,
-        raw: FloatArray | None = None,
-        reasons: Sequence[bytes] | None = None,
-    ) -> list[bytes]:
-        values = super().encode(
-            block, features=features, late=late, model=model, score=score, raw=raw, reasons=reasons
-        )  # fmt: skip
+    def encode(self, block: Block, *, score: FloatArray | None = None, **rest: Any) -> list[bytes]:
+        values = super().encode(block, score=score, **rest)
         if score is not None:
             self._tap.take(block.timestamps, score, values)
         return values

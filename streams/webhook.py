@@ -19,7 +19,6 @@ import http.client
 import logging
 import random
 import sys
-import threading
 import time
 import urllib.error
 import urllib.request
@@ -32,8 +31,9 @@ from urllib.parse import quote, urlsplit
 import orjson
 
 from monitoring.metrics import Sample
-from streams.errors import ConfigError, HeadraceError
+from streams.errors import ConfigError
 from streams.log import TP, CommitFailed, Log, LogConsumer, LogUnavailable
+from streams.topic_thread import TopicThread
 from streams.topics import ALERTS
 from streams.web_address import is_loopback, webhook_url
 
@@ -153,7 +153,7 @@ class _InHand(NamedTuple):
     value: bytes
 
 
-class AlertOutlet:
+class AlertOutlet(TopicThread):
     """Hands on the alerts of ``log``, as a member of group ``GROUP-outlet``. `start` and `close` once each."""
 
     def __init__(
@@ -166,9 +166,12 @@ class AlertOutlet:
         again_s: float = _AGAIN_S,
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._log, self._group, self._webhook = log, f"{group}-outlet", webhook
-        self._backoff_s, self._again_s, self._clock_s = backoff_s, again_s, clock_s
-        self._stop = threading.Event()
+        what = "alerts are not handed on"
+        super().__init__(
+            log, ALERTS, name="headrace-alerts", what=what, logger=logger, again_s=again_s, close_s=_CLOSE_S
+        )
+        self._group, self._webhook = f"{group}-outlet", webhook
+        self._backoff_s, self._clock_s = backoff_s, clock_s
         self._in_hand: deque[_InHand] = deque()
         #: of each partition, the first offset that is not handed on, where that is not committed
         self._done: dict[TP, int] = {}
@@ -180,21 +183,6 @@ class AlertOutlet:
         self._logged: tuple[TP, int] | None = None
         #: the partitions that are paused; None while all flow
         self._paused: set[TP] | None = None
-        self._thread = threading.Thread(target=self._run, name="headrace-alerts", daemon=True)
-
-    def start(self) -> None:
-        """Begins, as soon as the topic is there."""
-        self._thread.start()
-
-    def leave(self) -> None:
-        """Begins nothing more; `close` waits for what is under way."""
-        self._stop.set()
-
-    def close(self) -> None:
-        """Finishes the delivery that is under way, commits, leaves the group."""
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join(_CLOSE_S)
 
     def samples(self) -> list[Sample]:
         """For `monitoring.metrics.exposition`."""
@@ -205,24 +193,6 @@ class AlertOutlet:
         return [*found, Sample("alerts_waiting", len(self._in_hand))]
 
     # -- on the thread --
-
-    def _run(self) -> None:
-        while not self._stop.is_set():
-            try:
-                if self._there():
-                    self._follow()
-            except (HeadraceError, LogUnavailable) as exc:
-                logger.warning("alerts are not handed on: %s; tried again", exc)
-            except Exception:
-                logger.exception("alerts are not handed on; tried again")
-            self._stop.wait(self._again_s)
-
-    def _there(self) -> bool:
-        admin = self._log.admin()
-        try:
-            return ALERTS in admin.topics([ALERTS])
-        finally:
-            admin.close()
 
     def _follow(self) -> None:
         consumer = self._consumer = self._log.consumer(self._group)
