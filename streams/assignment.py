@@ -18,8 +18,10 @@ from streams.log import TP, RecordBatch
 
 __all__ = ["Assignment", "Partition", "split_batch"]
 
-#: how old the broker's word may be that a log is read to its end
-_CONFIRMED_S = 3.0
+#: a broker that took longer to answer has other things to catch up with too, new records among them
+_PROMPT_S = 2.0
+#: and for so long after its word that there are none counts for nothing
+_DOUBT_S = 2.0
 
 
 @dataclass(slots=True)
@@ -44,6 +46,7 @@ class Partition:
     #: whether somebody wants to know that for certain, and when the broker has last said so
     end_wanted: bool = False
     end_confirmed_at: float = -math.inf
+    end_doubted_at: float = -math.inf
     #: how many of the batches in flight a stage has begun: the first, or none
     begun: int = 0
     in_flight: deque[RecordBatch] = field(default_factory=deque)
@@ -170,8 +173,9 @@ class Assignment:
                 if p.next_done >= p.live_from and not p.recovering
             }
 
-    def end_confirmed(self, tp: TP) -> bool:
-        """Whether the broker has just said that the partition's log is read to its end; it is asked where it has not.
+    def end_confirmed(self, tp: TP, since_s: float) -> bool:
+        """Whether the broker, asked at ``since_s`` (`time.monotonic`) or later, has said that the partition's log is
+        read to its end; it is asked where it has not.
 
         What a client knows by itself is what it was told last, also while it cannot reach the broker.
         """
@@ -179,7 +183,7 @@ class Assignment:
             partition = self.partitions.get(tp)
             if partition is None or not partition.at_end or partition.in_flight:
                 return False
-            fresh = time.monotonic() - partition.end_confirmed_at < _CONFIRMED_S
+            fresh = partition.end_confirmed_at >= max(since_s, partition.end_doubted_at + _DOUBT_S)
             partition.end_wanted = not fresh
             return fresh
 
@@ -291,10 +295,13 @@ class Assignment:
         with self.cond:
             return [tp for tp, p in self.partitions.items() if p.end_wanted]
 
-    def confirm_end(self, tp: TP, asked_at: float) -> None:
-        """The broker, asked at that time, says that there is nothing more."""
+    def confirm_end(self, tp: TP, asked_at: float, took_s: float) -> None:
+        """The broker, asked at that time, says after ``took_s`` that there is nothing more."""
         with self.cond:
             partition = self.partitions[tp]
+            if took_s > _PROMPT_S:
+                partition.end_doubted_at = asked_at + took_s
+                return
             partition.end_wanted = False
             partition.end_confirmed_at = asked_at
 

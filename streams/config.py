@@ -9,11 +9,12 @@ import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from features.fraud import SETS
 from models.errors import ModelError
 from models.explain_policy import ReasonsPolicy
+from models.predictor import PredictorKind
 from streams.control_settings import ControlSettings
 from streams.errors import ConfigError
 from streams.kafka_jars import home_dir
@@ -52,6 +53,12 @@ class Settings:
     group: str = _setting("headrace-fraud", "consumer group")
     models: str = _setting("", "registry directory of model packages; empty: features are logged, scores are null")
     recommend_models: str = _setting("", "recommend: registry directory of its own; empty: models")
+    predictor: str = _setting(
+        "auto",
+        "fraud: what scores; auto: the fastest of those that are bit-equal to LightGBM; gpu: nvForest, which agrees to "
+        "1e-12, so that a replay may differ in the last bits",
+        choices=get_args(PredictorKind),
+    )
     feature_set: str = _setting(
         "auto",
         "features that are computed; auto: the champion's, without a model the default ones",
@@ -72,6 +79,12 @@ class Settings:
     allowed_lateness_ms: int = _setting(3_600_000, "events older than the newest by more do not enter windows", 0)
     watermark_delay_ms: int = _setting(
         0, "order event_time: how far out of order a partition's events may be; they wait so long for each other", 0
+    )
+    idle_after_ms: int = _setting(
+        1000,
+        "order event_time: how long a partition that is read to its end is waited for before the others go on without "
+        "it; more than any producer may be held up, where live must equal offline whatever happens",
+        0,
     )
     first_wait_ms: int = _setting(60_000, "order event_time: how long a partition without any record is waited for", 0)
     dedupe_ms: int = _setting(86_400_000, "a transaction_id repeated within this event time is a duplicate", 0)
@@ -95,6 +108,7 @@ class Settings:
         check=SheddingPolicy.parse,
     )
     log_features: bool = _setting(True, "write the feature vector into each score record")
+    log_sets: bool = _setting(True, "write into each score record which labels the score leaves possible")
     monitor: bool = _setting(False, "fraud: send what is scored, and labels, to the monitor pipeline as well")
     label_horizon_ms: int = _setting(
         2_592_000_000, "monitor: how long after an event its label may be known, and is waited for", 1

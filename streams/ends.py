@@ -11,6 +11,8 @@ from streams.log import TP, LogConsumer, LogUnavailable
 __all__ = ["LogEnds"]
 
 _INTERVAL_S = 1.0
+#: least time between two questions, where an end is to be confirmed
+_WANTED_S = 0.05
 #: a broker that could not say where logs end is asked again after so long
 _AGAIN_S = 2.0
 
@@ -44,14 +46,14 @@ class LogEnds:
         for tp in self._assignment.ends_wanted():
             position = consumer.position(tp)
             if tp in ends and position is not None and position >= ends[tp]:
-                self._assignment.confirm_end(tp, asked_at)
+                self._assignment.confirm_end(tp, asked_at, self._clock_s() - asked_at)
         return ends
 
     def _ask(self, consumer: LogConsumer) -> dict[TP, int] | None:
         now = self._clock_s()
         if now < self._due_at and (now < self._not_before or not self._assignment.ends_wanted()):
             return None
-        self._due_at = now + _INTERVAL_S
+        self._due_at, self._not_before = now + _INTERVAL_S, now + _WANTED_S
         partitions = list(self._assignment.partitions)
         if not partitions:
             return {}

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import cast
 
 from features.declare import FeatureSet
 from features.fraud import DEFAULT, SETS, set_of
 from models.lineup import CanaryBounds
 from models.package import read_manifest
+from models.predictor import PredictorKind
 from models.registry import Registry
 from models.slot import ModelSlot
 from streams.config import Settings
@@ -54,14 +56,16 @@ def make_pipeline(settings: Settings, slot: ModelSlot | None = None) -> FraudPip
         slot = ModelSlot(reasons=settings.reasons_policy())
         if settings.models:
             features = stages.features
-            slot.replace(Registry(settings.models).get("champion", features.names, features.schema_hash))
+            slot.replace(_registry(settings).get("champion", features.names, features.schema_hash))
     return FraudPipeline(
         stages,
         slot,
         settings.order,
         settings.partitions,
         log_features=settings.log_features,
+        log_sets=settings.log_sets,
         watermark_delay_ms=settings.watermark_delay_ms,
+        idle_after_s=settings.idle_after_ms / 1000,
         first_wait_s=settings.first_wait_ms / 1000,
         monitor=settings.monitor,
     )
@@ -82,10 +86,15 @@ def make_worker(settings: Settings, on_ready: Callable[[], None] = lambda: None)
     return worker, pipeline
 
 
+def _registry(settings: Settings) -> Registry:
+    # one of `predictor`'s choices, which are `PredictorKind`'s
+    return Registry(settings.models, cast(PredictorKind, settings.predictor))
+
+
 def _watch(settings: Settings, slot: ModelSlot) -> ModelWatch:
     """What keeps the slot as the registry wants it; the champion is in it already."""
     features = feature_set(settings)
     bounds = CanaryBounds(settings.canary_error_rate_max, settings.canary_latency_ratio_max)
-    registry = Registry(settings.models)
+    registry = _registry(settings)
     shelf = ModelShelf(registry, features.names, features.schema_hash, settings.reasons_policy(), bounds)
     return ModelWatch(shelf, slot, BY_TERMINAL, settings.models_poll_ms / 1000)

@@ -39,8 +39,8 @@ class Merged:
 class Order(Protocol):
     """Takes messages, gives back what is due."""
 
-    def push(self, message: Shuffled) -> None:
-        """The log's next message; its rows were not taken before."""
+    def push(self, message: Shuffled) -> bool:
+        """The log's next message; its rows were not taken before. Whether its source was idle and is not any more."""
 
     def due(self) -> Merged:
         """What has become due since the last call, in order."""
@@ -81,9 +81,10 @@ class ArrivalOrder:
     def restore(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
         """Nothing to restore."""
 
-    def push(self, message: Shuffled) -> None:
+    def push(self, message: Shuffled) -> bool:
         if len(message.rows):
             self._parts.append((message.kind == "labels", message.rows))
+        return False
 
     def due(self) -> Merged:
         parts, self._parts = self._parts, []
@@ -131,6 +132,9 @@ class EventTimeOrder:
 
     A mark of a sender that another has overtaken meanwhile (it lost the partition and does not know yet) counts for
     nothing: its source offset is behind.
+
+    Where all sources are idle and one wakes, the others count as awake until they say again that they are idle: what
+    ended the quiet ended it for all, and the first of several workers to read on must not overtake the others.
     """
 
     def __init__(self, sources: Iterable[tuple[str, int]], rows_max: int = 2_000_000) -> None:
@@ -145,26 +149,35 @@ class EventTimeOrder:
         self._parts: list[Merged] = []
         self._released_ms = -_EVERYTHING
 
-    def push(self, message: Shuffled) -> None:
+    def push(self, message: Shuffled) -> bool:
         source = self._sources.setdefault((message.source.topic, message.source.partition), _Source())
+        awake = message.kind == "watermark"  # its sender is, however far it has come
         if len(message.rows):
             times = self._keep(message.kind == "labels", message.rows)
             self.late += int(np.count_nonzero(times <= self._released_ms))
-            source.idle = False
+            awake = True
         overtaken = message.next_offset < source.next_offset
         source.next_offset = max(source.next_offset, message.next_offset)
         if message.watermark_ms is not None and (
             source.watermark_ms is None or message.watermark_ms > source.watermark_ms
         ):
             source.watermark_ms = message.watermark_ms
-            source.idle = False
+            awake = message.kind != "idle"
+        woke = awake and source.idle
+        if woke:
+            self._wake(source)
         if message.kind == "idle" and not overtaken:
             source.idle = True
-        elif message.kind == "watermark":
-            source.idle = False  # its sender is awake, however far it has come
         self._release(self._bound())
         if self._count > self.rows_max:
             self._force()
+        return woke
+
+    def _wake(self, source: _Source) -> None:
+        if all(any_source.idle for any_source in self._sources.values()):
+            for any_source in self._sources.values():
+                any_source.idle = False
+        source.idle = False
 
     @property
     def waiting(self) -> int:

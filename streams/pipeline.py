@@ -44,8 +44,9 @@ class Pipeline(Protocol):
     def task(self, tp: TP) -> Task:
         """A task that has read nothing yet."""
 
-    def use_ends(self, confirmed: Callable[[TP], bool]) -> None:
-        """``confirmed`` says whether the broker has just said that a log is read to its end; asking makes it asked."""
+    def use_ends(self, confirmed: Callable[[TP, float], bool]) -> None:
+        """``confirmed`` says whether the broker, asked at that time (`time.monotonic`) or later, has said that a log is
+        read to its end; asking makes it asked."""
 
     def wake(self, parts: Sequence[tuple[Any, RecordBatch]], tasks: Callable[[], Sequence[Any]]) -> list[OutBatch]:
         """What goes out before `process` of these parts; ``tasks()`` are all of this worker's. Decisions of the moment,

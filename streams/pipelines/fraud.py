@@ -45,7 +45,7 @@ from streams.worker import Task
 __all__ = ["FraudPipeline"]
 
 #: version of what `state` of the tasks gives, and of what `process` makes of a log: to be raised when either changes
-_STATE_FORMAT = 2
+_STATE_FORMAT = 3
 
 _STAGES = {TRANSACTIONS: "card", LABELS: "labels", BY_TERMINAL: "terminal"}
 _TOPICS = (TRANSACTIONS, LABELS, BY_TERMINAL, FRAUD_SCORES, DEAD_LETTERS, LATE_EVENTS, SHED_EVENTS)
@@ -62,9 +62,13 @@ class FraudPipeline:
     order: str = "arrival"
     partitions: int = 4
     log_features: bool = True
+    #: whether score records say which labels the score leaves possible
+    log_sets: bool = True
     #: for the order by event time: how far out of order the events of one partition may be, and so are waited for
     watermark_delay_ms: int = 0
-    #: and how long a partition without any record is waited for
+    #: how long a partition that is read to its end is waited for before it is idle
+    idle_after_s: float = 1.0
+    #: and one without any record
     first_wait_s: float = 60.0
     #: whether vectors and labels go to the monitor as well
     monitor: bool = False
@@ -76,17 +80,20 @@ class FraudPipeline:
     guard: Guard = field(default_factory=Guard)
     encoder: ScoreEncoder = field(init=False)
     #: of what a shadow says; the features are in the score
-    shadow_encoder: ScoreEncoder = field(default_factory=lambda: ScoreEncoder(None))
+    shadow_encoder: ScoreEncoder = field(init=False)
     transactions: Decoder = field(init=False)
     labels: Decoder = field(init=False)
     #: whether a source's log is surely read to its end; see `use_ends`
-    end_confirmed: Callable[[TP], bool] = lambda tp: True
+    end_confirmed: Callable[[TP, float], bool] = lambda tp, since_s: True
+    #: how often the terminal stage has read that a source is no longer idle
+    wakes_heard: int = 0
     #: when one of the tasks has last said, by its clock, for whom it waits
     wait_said_s: float = float("-inf")
 
     def __post_init__(self) -> None:
         self.transactions, self.labels = Decoder(schema.TRANSACTIONS), Decoder(schema.TRANSACTION_LABELS)
-        self.encoder = ScoreEncoder(self.settings.features.names if self.log_features else None)
+        self.encoder = ScoreEncoder(self.settings.features.names if self.log_features else None, self.log_sets)
+        self.shadow_encoder = ScoreEncoder(None, self.log_sets)
 
     @property
     def topics(self) -> Sequence[TopicInfo]:
@@ -158,7 +165,7 @@ class FraudPipeline:
         """What the windows of the stage are, and whether values may be missing, which is no part of a definition."""
         return [(f.definition(), f.optional) for f in self.settings.features.for_stage(key)]
 
-    def use_ends(self, confirmed: Callable[[TP], bool]) -> None:
+    def use_ends(self, confirmed: Callable[[TP, float], bool]) -> None:
         self.end_confirmed = confirmed
 
     def wake(self, parts: Sequence[tuple[Any, RecordBatch]], tasks: Callable[[], Sequence[Any]]) -> list[OutBatch]:
@@ -182,7 +189,9 @@ class FraudPipeline:
     def warm(self) -> None:
         """A tiny run through all stages, with a pipeline of its own: compiles every kernel."""
         engine.warm(self.settings.features)
-        trial = FraudPipeline(self.settings, self.slot, self.order, 2, self.log_features, monitor=self.monitor)
+        trial = FraudPipeline(
+            self.settings, self.slot, self.order, 2, self.log_features, self.log_sets, monitor=self.monitor
+        )
         trial.bind({info.name: TopicInfo(info.name, 2, "warm") for info in trial.topics})
         now = 1_600_000_000_000
         for n in (1, 9):

@@ -19,10 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Sender", "Teller"]
 
-#: a source that has nothing to send for so long says so, if it has read its log to the end
-_IDLE_AFTER_S = 1.0
-#: and says it again after so long: a sender that lost its partition without knowing may have said the opposite
-_IDLE_AGAIN_S = 30.0
+#: a source that is idle says so again after so long: another's waking may have ended what it said, which is not heard
+#: where none of the topic is read; and a sender that lost its partition without knowing may have said the opposite
+_IDLE_AGAIN_S = 10.0
 
 
 class Teller:
@@ -41,6 +40,7 @@ class Teller:
         self.may_sleep = True
         self._idle_told_s = 0.0
         self._quiet_since: float | None = None
+        self._wakes_heard = 0
 
     def sent(self) -> None:
         """Rows go to the topic."""
@@ -50,10 +50,13 @@ class Teller:
     def tick(self, now_s: float, at_end: bool, watermark_ms: int | None, next_offset: int) -> list[OutBatch]:
         """What is to be told now. A source that has sent nothing yet is waited for far longer: its first records may be
         on their way."""
+        if self._wakes_heard != self._pipeline.wakes_heard:
+            self._wakes_heard = self._pipeline.wakes_heard
+            self._told_idle, self._quiet_since = False, None
         if self._told_idle and now_s - self._idle_told_s < _IDLE_AGAIN_S:
             return []
         kind: MessageKind | None = None
-        patience_s = self._pipeline.first_wait_s if watermark_ms is None else _IDLE_AFTER_S
+        patience_s = self._pipeline.first_wait_s if watermark_ms is None else self._pipeline.idle_after_s
         if watermark_ms != self._told_ms:
             if now_s - self._told_s < self._interval_s:
                 return []
@@ -63,11 +66,16 @@ class Teller:
             self._quiet_since = None
         elif self._quiet_since is None:
             self._quiet_since = now_s
-        elif now_s - self._quiet_since >= patience_s and self._pipeline.end_confirmed(self._tp):
+        elif now_s - self._quiet_since >= patience_s and self._confirmed(self._quiet_since + patience_s):
             kind = "idle"
             self._told_idle = self.may_sleep = True
             self._idle_told_s = now_s
         return [] if kind is None else self._mark(kind, watermark_ms, next_offset)
+
+    def _confirmed(self, since_s: float) -> bool:
+        if self._told_idle:  # it is told again: what was confirmed then is old
+            since_s = max(since_s, self._idle_told_s + _IDLE_AGAIN_S)
+        return self._pipeline.end_confirmed(self._tp, since_s)
 
     def wake(self, watermark_ms: int | None, next_offset: int) -> list[OutBatch]:
         """Tells that this source is not idle, if the log may say that it is."""

@@ -343,7 +343,7 @@ class TerminalTask:
                 shed, named = report(message, f"{self.tp.topic}/{self.tp.partition}/{batch.offsets[i]}")
                 counts["shed"] += shed
                 outputs += [] if named is None else [named]
-            self.order.push(message)
+            self.pipeline.wakes_heard += self.order.push(message)
         self.next_offset = batch.next_offset
         if dead and not batch.replay:
             outputs.append(dead_letters(batch, dead, "terminal"))

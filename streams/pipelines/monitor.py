@@ -18,7 +18,7 @@ import numpy as np
 import orjson
 
 from features.block import Block, Ids
-from monitoring.causes import SPAN_MS
+from monitoring.causes import LENGTH_MS, SPAN_MS
 from monitoring.labels import JoinSettings, LabelJoin
 from monitoring.lists import ListSettings
 from streams.checkpoints import StateOf
@@ -28,7 +28,7 @@ from streams.pipelines.fraud_monitor import FEATURE, MODEL
 from streams.pipelines.incident_tasks import IncidentTask
 from streams.pipelines.list_tasks import ListTask
 from streams.pipelines.monitor_tasks import MonitorTask, outputs_of
-from streams.pipelines.monitor_watch import WatchSettings
+from streams.pipelines.monitor_watch import Packages, WatchSettings
 from streams.shuffle import Sent, Source, pack
 from streams.stage import Meters
 from streams.topics import (
@@ -48,11 +48,11 @@ from streams.worker import Task
 __all__ = ["MonitorPipeline"]
 
 #: version of what `state` of the tasks gives, and of what `process` makes of a log: to be raised when either changes
-_STATE_FORMAT = 2
+_STATE_FORMAT = 3
 #: the same of the tasks of lists
 _LISTS_FORMAT = 1
 #: and of incidents
-_INCIDENTS_FORMAT = 1
+_INCIDENTS_FORMAT = 2
 
 _COUNTS = ("received", "labels", "labelled", "lists", "findings", "alerts", "dead_letters", "replayed", "resent_rows")
 _STAGES = {BY_TRANSACTION: "join", RECOMMENDATIONS: "lists", FINDINGS: "incidents"}
@@ -65,12 +65,14 @@ _TOPICS = (
 
 @dataclass(slots=True)
 class MonitorPipeline:
-    """Three stages, ``join``, ``lists`` and ``incidents``."""
+    """Three stages, ``join``, ``lists`` and ``incidents``. ``packages``: what models were made on, which the present is
+    then held against too; None: nobody is asked."""
 
     settings: JoinSettings
     partitions: int = 4
     watch: WatchSettings = field(default_factory=WatchSettings)
     lists: ListSettings = field(default_factory=ListSettings)
+    packages: Packages | None = None
     meters: Meters = field(default_factory=Meters)
     encoder: LabelledEncoder = field(default_factory=LabelledEncoder)
     infos: Mapping[str, TopicInfo] = field(default_factory=dict)
@@ -100,10 +102,11 @@ class MonitorPipeline:
         and of the watches, and how many sources it has and tasks it is spread over."""
         topics: tuple[str, ...] = (LABELS, BY_TERMINAL, BY_TRANSACTION)
         meaning: list[Any] = [_STATE_FORMAT, asdict(self.settings), asdict(self.watch)]
+        meaning.append(self.packages is not None)
         if topic == RECOMMENDATIONS:
             topics, meaning = (INTERACTIONS, RECOMMENDATIONS), [_LISTS_FORMAT, asdict(self.lists)]
         if topic == FINDINGS:
-            topics, meaning = (), [_INCIDENTS_FORMAT, SPAN_MS]
+            topics, meaning = (), [_INCIDENTS_FORMAT, SPAN_MS, LENGTH_MS]
         partitions = [self.infos[name].partitions for name in topics]
         return hashlib.sha256(orjson.dumps([*meaning, partitions], option=orjson.OPT_SORT_KEYS)).hexdigest()
 
@@ -117,7 +120,7 @@ class MonitorPipeline:
         task = self._tasks[tp] = MonitorTask(self, tp)
         return task
 
-    def use_ends(self, confirmed: Callable[[TP], bool]) -> None:
+    def use_ends(self, confirmed: Callable[[TP, float], bool]) -> None:
         """Nothing is told to anybody, so no end is asked for."""
 
     def wake(self, parts: Sequence[tuple[Any, RecordBatch]], tasks: Callable[[], Sequence[Any]]) -> list[OutBatch]:

@@ -27,18 +27,19 @@ from streams.pipelines.recommend_lists import ListRules
 from streams.pipelines.recommend_serving import Serving
 from streams.pipelines.recommend_stages import ItemStage, ShopSettings, UserStage
 from streams.pipelines.recommend_tasks import ItemTask, UserTask
+from streams.pipelines.recommend_withdrawn import marks
 from streams.shuffle import Source
 from streams.stage import Meters
-from streams.topics import BY_ITEM, DEAD_LETTERS, INTERACTIONS, ITEMS, RECOMMENDATIONS, topic_infos
+from streams.topics import BY_ITEM, DEAD_LETTERS, INTERACTIONS, ITEMS, MODEL_EVENTS, RECOMMENDATIONS, topic_infos
 from streams.worker import Task
 
 __all__ = ["RecommendPipeline"]
 
 #: version of what `state` of the tasks gives, and of what `process` makes of a log: to be raised when either changes
-_STATE_FORMAT = 2
+_STATE_FORMAT = 3
 
 _STAGES = {INTERACTIONS: "user", BY_ITEM: "item"}
-_TOPICS = (INTERACTIONS, BY_ITEM, ITEMS, RECOMMENDATIONS, DEAD_LETTERS)
+_TOPICS = (INTERACTIONS, BY_ITEM, ITEMS, RECOMMENDATIONS, DEAD_LETTERS, MODEL_EVENTS)
 
 
 @dataclass(slots=True)
@@ -63,7 +64,7 @@ class RecommendPipeline:
     def __post_init__(self) -> None:
         self.interactions = Decoder(schema.INTERACTIONS)
         self.feed = TopicFeed(self.log, ITEMS)
-        self.serving = Serving(self.rules, self.slot, self.feed.take, self.meters, self.log_features)
+        self.serving = Serving(self.rules, self.feed.take, self.meters, self.log_features)
 
     @property
     def topics(self) -> Sequence[TopicInfo]:
@@ -118,12 +119,19 @@ class RecommendPipeline:
         text = orjson.dumps([_STATE_FORMAT, FORMAT, topic, meaning], option=orjson.OPT_SORT_KEYS)
         return hashlib.sha256(text).hexdigest()
 
-    def use_ends(self, confirmed: Callable[[TP], bool]) -> None:
+    def use_ends(self, confirmed: Callable[[TP, float], bool]) -> None:
         """No decision needs to know where a log ends."""
 
     def wake(self, parts: Sequence[tuple[Any, RecordBatch]], tasks: Callable[[], Sequence[Any]]) -> list[OutBatch]:
         """Nothing: no source waits for another."""
         return []
+
+    def follow_items(self) -> list[OutBatch]:
+        """Reads some of what has come of the items; what is to be told of those that were withdrawn."""
+        self.serving.refresh()
+        if not self.feed.caught_up:  # what comes later may say that it was told, or taken back
+            return []
+        return marks(self.serving.unmarked(), self.infos[ITEMS].partitions)
 
     def process(self, parts: Sequence[tuple[Any, RecordBatch]]) -> list[OutBatch]:
         outputs: list[OutBatch] = type(parts[0][0]).process_run(self, parts)

@@ -106,7 +106,7 @@ def test_an_end_that_somebody_wants_to_be_certain_of_is_asked_for_at_once() -> N
     watched.assign(A)
     assert watched.look(1, p0=3) == Lag(3, 0.0)
     watched.assignment.read_to_end(A, True, 3)
-    assert not watched.assignment.end_confirmed(A)
+    assert not watched.assignment.end_confirmed(A, 0.0)
     for at_s, position, confirmed in ((1.1, None, False), (1.2, 2, False), (1.3, 3, True)):
         watched.ends.at = {} if position is None else {A: position}
         watched.look(at_s, p0=3)
@@ -114,6 +114,24 @@ def test_an_end_that_somebody_wants_to_be_certain_of_is_asked_for_at_once() -> N
     assert watched.ends.asked == 4
     watched.look(1.4, p0=3)
     assert watched.ends.asked == 4, "nobody wants to know any more"
+    assert watched.assignment.end_confirmed(A, 1.29) and not watched.assignment.end_confirmed(A, 1.31)
+
+
+def test_the_word_of_a_broker_that_stood_still_does_not_count_nor_what_it_says_right_after() -> None:
+    watched = Watched()
+    watched.assign(A)
+    watched.look(1, p0=3)
+    watched.assignment.read_to_end(A, True, 3)
+    watched.ends.at = {A: 3}
+    assert not watched.assignment.end_confirmed(A, 0.0)
+    confirmed = []
+    for asked_s, answered_s in ((2.0, 6.0), (6.1, 6.2), (7.9, 8.0), (8.2, 8.3)):
+        watched.s = asked_s
+        assert watched.log_ends.look(watched.ends) is None  # type: ignore[arg-type]
+        watched.s = answered_s
+        assert watched.log_ends.look(watched.ends) == {A: 3}  # type: ignore[arg-type]
+        confirmed.append(watched.assignment.end_confirmed(A, 2.0))
+    assert confirmed == [False, False, False, True]
 
 
 def test_what_is_replayed_is_no_lag() -> None:

@@ -243,6 +243,17 @@ def test_when_all_are_idle_everything_is_due() -> None:
     assert push(order, b.mark("idle")) == [(99, 0, 1, 0)]
 
 
+def test_who_wakes_first_after_a_silence_of_all_waits_for_the_others() -> None:
+    a, b, labels = Sender("rows", 0), Sender("rows", 1), Sender("labels", 0)
+    order = EventTimeOrder([a.name, b.name, labels.name])
+    push(order, a.send((10, 1)), b.send((11, 2)), labels.send((12, 3)), *(s.mark("idle") for s in (a, b, labels)))
+    assert push(order, a.send((1000, 4)), a.send((2000, 5))) == [], "the others are on their way too"
+    assert push(order, labels.send((900, 6)), b.mark("idle")) == []
+    assert push(order, labels.mark("idle")) == [(900, 0, 6, 0), (1000, 1, 4, 0)]
+    assert push(order, b.send((1500, 7)), b.mark("idle")) == [(1500, 1, 7, 1)], "one that is awake keeps the idle so"
+    assert order.late == 0
+
+
 def test_an_idle_mark_of_a_sender_that_was_overtaken_counts_for_nothing() -> None:
     old, b = Sender("rows", 0), Sender("rows", 1)
     order = EventTimeOrder([old.name, b.name])

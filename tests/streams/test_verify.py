@@ -143,13 +143,13 @@ def test_a_state_beyond_its_bound_ends_the_worker_with_key_bound_and_remedy() ->
     assert "bytes_max = 200000" in worker.error and "setting state_mb_max" in worker.error
 
 
-@pytest.mark.parametrize("restarted", [True, False])
-def test_a_backlog_after_an_idle_time_is_read_in_the_order_of_its_events(restarted: bool) -> None:
+@pytest.mark.parametrize("restarted", [0, 1, 2])
+def test_a_backlog_after_an_idle_time_is_read_in_the_order_of_its_events(restarted: int) -> None:
     """All sources have said that they are idle; then each has hours of events, and the first to be read must wait."""
     log = connect(f"memory://{uuid.uuid4().hex}")
     assert isinstance(log, MemoryLog)
     log.admin().create_topics(topic_infos((TRANSACTIONS, LABELS, BY_TERMINAL, FRAUD_SCORES), PARTITIONS))
-    pipelines = [make_pipeline("event_time", PARTITIONS) for _ in range(2)]
+    pipelines = [make_pipeline("event_time", PARTITIONS) for _ in range(1 + restarted)]
     workers = [Running(log, pipelines[0], "g", FAST)]  # type: ignore[arg-type]
     assert workers[0].ready.wait(30)
     rows, labels = events(60)
@@ -161,10 +161,9 @@ def test_a_backlog_after_an_idle_time_is_read_in_the_order_of_its_events(restart
     rows, labels = events(3_000, 60)
     send(log, LABELS, labels)
     send(log, TRANSACTIONS, rows[:-2])  # without the repeated one, which would be late by its card, and the bad one
-    if restarted:
-        workers.append(Running(log, pipelines[1], "g", FAST))  # type: ignore[arg-type]
+    workers += [Running(log, pipeline, "g", FAST) for pipeline in pipelines[1:]]  # type: ignore[arg-type]
     scored(log, 3_060)
-    assert workers[-1].stop() == 0
-    assert pipelines[int(restarted)].figures()["late"] == 0
+    assert [worker.stop() for worker in workers[-restarted or -1 :]] == [0] * max(1, restarted)
+    assert [pipeline.figures()["late"] for pipeline in pipelines] == [0] * len(pipelines)
     got = results(log, "event_time", "g", DEFAULT)
     assert [r.mismatching_rows for r in got.values()] == [0, 0, 0]
