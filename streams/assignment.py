@@ -313,6 +313,10 @@ class Assignment:
                 timeout=timeout_s,
             )
 
+    def is_still(self) -> bool:
+        """Whether no stage is inside a batch."""
+        return self._busy == 0
+
     @contextmanager
     def gate_closed(self, timeout_s: float) -> Iterator[bool]:
         """Inside, no stage begins a batch. Yields whether none is within one, after so long at the most."""

@@ -15,7 +15,18 @@ from workers import FAST, CountingPipeline, Running, committed, names, read_all,
 
 from streams.assignment import Assignment
 from streams.commit import Committer
-from streams.log import TP, CommitFailed, Log, LogConsumer, LogUnavailable, MustAbort, OutBatch, TopicInfo, connect
+from streams.log import (
+    TP,
+    CommitFailed,
+    Log,
+    LogConsumer,
+    LogUnavailable,
+    MustAbort,
+    OutBatch,
+    RecordBatch,
+    TopicInfo,
+    connect,
+)
 from streams.memory import MemoryLog
 
 #: one after the other, what happens to a producer; each is called with the name of the step
@@ -39,9 +50,9 @@ class FaultyProducer:
         sent: int = self._producer.send(batch, start)
         return sent
 
-    def commit(self, offsets: Mapping[TP, int], membership: Any, timeout_s: float) -> None:
+    def commit(self, offsets: Mapping[TP, int], membership: Any, timeout_s: float, *, note: str = "") -> None:
         self._fault("commit")
-        self._producer.commit(offsets, membership, timeout_s)
+        self._producer.commit(offsets, membership, timeout_s, note=note)
         self._fault("committed")
 
     def abort(self, timeout_s: float) -> None:
@@ -333,3 +344,44 @@ def test_the_stages_work_on_while_a_transaction_is_on_its_way(log: Log, topics: 
     assert committed(log, group, source, 2) == {0: 2, 1: None}
     member.committer.close()
     member.consumer.close()
+
+
+def test_a_commit_hopes_for_a_quiet_moment_but_not_for_long() -> None:
+    """At least once: outputs are unacknowledged, or a stage is at work, whenever it is looked."""
+    tp, now_s, undelivered, flushes, sent = TP("orders", 0), 0.0, 3, list[float](), list[dict[TP, int]]()
+
+    class Consumer:
+        def commit(self, offsets: dict[TP, int], told: Callable[[None], None], *, note: str) -> None:
+            sent.append(offsets)
+            told(None)
+
+    def flush(timeout_s: float) -> int:
+        flushes.append(timeout_s)
+        return 0 if timeout_s else undelivered
+
+    assignment = Assignment(10, 1000)
+    committer = Committer(assignment, Consumer(), flush, 1.0, clock=lambda: now_s)  # type: ignore[arg-type]
+    assignment.add(tp, 0)
+    assignment.loaded(tp, 0)
+
+    def accepted(first: int) -> RecordBatch:
+        batch = RecordBatch(tp, [first], [0], [None], [b"x"], lambda i: [], first + 1)
+        assignment.accept([batch])
+        return batch
+
+    batch = accepted(0)
+    assignment.begin([batch])
+    assignment.done([batch])
+    now_s = 1.1
+    assert not committer.commit(1.0, wait=False) and flushes == [0.0], "outputs are on their way"
+    now_s = 1.21
+    assert committer.commit(1.0, wait=False) and sent == [{tp: 1}] and flushes[-1] > 0, "it hopes no more, and waits"
+    undelivered, batch = 0, accepted(1)
+    assignment.begin([batch])
+    assignment.done([batch])
+    now_s = 2.21
+    assignment.begin([batch := accepted(2)])
+    assert not committer.commit(1.0, wait=False), "a stage is at work"
+    assignment.done([batch])
+    assert committer.commit(1.0, wait=False) and sent[-1] == {tp: 3}
+    committer.close()
