@@ -10,10 +10,10 @@ PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscop
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 .DELETE_ON_ERROR:
 
-.PHONY: help install dev demo test check format bench lock audit clean
+.PHONY: help install dev demo test test-gpu check format bench lock audit clean
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
 
 install: $(VENV)/.installed ## .venv with headrace in it
 
@@ -22,6 +22,9 @@ demo: install ## one minute of live scoring; ARGS="--seconds 20 --json"
 
 test: dev ## all tests; ARGS="-k broker"
 	@$(PYTEST) $(ARGS)
+
+test-gpu: $(VENV)/.gpu ## the tests of the gpu predictor, on nvForest's CPU device; installs 2.3 GB to .venv
+	$(BIN)/python -m pytest tests/models -k gpu $(ARGS)
 
 check: dev ## what CI runs: format, lint, types, import contracts, tests
 	$(BIN)/ruff format --check .
@@ -55,6 +58,11 @@ $(VENV)/.dev: $(VENV)/.installed requirements-dev.lock
 	@$(INSTALL) -r requirements-dev.lock
 	@touch $@
 
+$(VENV)/.gpu: $(VENV)/.dev requirements-gpu.lock
+	@echo 'installing the extra gpu to $(VENV) (once, 2.3 GB)'
+	@$(INSTALL) -r requirements-gpu.lock
+	@touch $@
+
 # Needs no tool beforehand: uv comes to a folder of its own.
 LOCK := build/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
   --no-emit-index-url --no-annotate --no-header --only-binary :all: $(ARGS) pyproject.toml --group build
@@ -62,6 +70,7 @@ lock: ## lock the dependencies again; ARGS=--upgrade for newer versions
 	@test -x build/lock/bin/uv || { $(PYTHON) -m venv build/lock && build/lock/bin/pip install --quiet uv; }
 	$(LOCK) -o requirements.lock
 	$(LOCK) --group dev -c requirements.lock -o requirements-dev.lock
+	$(LOCK) --group dev --extra gpu -c requirements-dev.lock -o requirements-gpu.lock
 
 # Not a part of check: it asks the network about every package. --strict: a package of which no advisories are to be
 # had, as from a mirror that has none, fails instead of passing for safe.

@@ -165,7 +165,8 @@ class _World:
             record |= {"label": one, "model": label, "features": dict(zip(FEATURES, vector, strict=True))}
             values[i % _PARTITIONS].append(orjson.dumps(record))
         for p, part in enumerate(values):
-            self._producer.send(OutBatch(LABELLED, part, None, p))
+            keys = [b"%d" % i for i in numbers.tolist() if i % _PARTITIONS == p]
+            self._producer.send(OutBatch(LABELLED, part, keys, p))
         monitor = self._monitors.get(label)
         if monitor is None:
             settings = MonitorSettings(FEATURES, period_rows=_PERIOD, reference_periods=_REFERENCE)

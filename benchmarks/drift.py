@@ -27,6 +27,7 @@ from features.block import FloatArray, Ids, IntArray
 from monitoring.detectors import DETECTORS
 from monitoring.monitor import Monitor
 from monitoring.settings import DAY_MS, MonitorSettings
+from monitoring.trained import Trained
 
 __all__ = ["judge", "run"]
 
@@ -224,9 +225,14 @@ def cost(features: int = 40, rows: int = 200_000) -> dict[str, Any]:
 
 
 def fraud(folder: Path, quick: bool, notify: Callable[[str], None]) -> dict[str, Any]:
-    """The shared fraud data, of which four weeks from the day on that all windows are warm are the reference: its
-    alarms, of which there should be none, and how long it takes where a change is put into it on day 100."""
+    """The shared fraud data, of which four weeks from the day on that all windows are warm are the reference, and the
+    first of them what the package tells: its alarms, of which there should be none, and how long it takes where a
+    change is put into it on day 100."""
+    from models.histogram import reference
+
     columns, names, day = _fraud_columns(folder)
+    week = (day >= 38) & (day < 45)
+    trained = Trained.of(reference(columns["features"][week], names, columns["score"][week]), names)
     begin = int(columns["event_time"][0]) // DAY_MS * DAY_MS
     settings = MonitorSettings(features=names, start_ms=begin + 38 * DAY_MS)
     rows = len(day)
@@ -235,7 +241,7 @@ def fraud(folder: Path, quick: bool, notify: Callable[[str], None]) -> dict[str,
     for kind in kinds:
         notify(f"fraud data, {kind}: {rows:,} rows")
         changed = _changed(columns, names, day, kind)
-        monitor = Monitor(settings)
+        monitor = Monitor(settings, trained=trained)
         alerts = monitor.observe_scored(changed) + monitor.observe_labelled(changed)
         figures = monitor.figures()
         found.append(
@@ -248,6 +254,7 @@ def fraud(folder: Path, quick: bool, notify: Callable[[str], None]) -> dict[str,
                         "subject": alert.subject,
                         "since_day": (alert.evidence["since"] - begin) // DAY_MS,
                         "strength": alert.evidence["strength"],
+                        "measures": [watch["measure"] for watch in alert.evidence["watches"]],
                     }
                     for alert in alerts
                 ],

@@ -4,7 +4,9 @@ Events are spaced evenly over 60 days, ids are integers, blocks have 4,000 rows;
 second is timed: median over blocks. Labels come seven days after each transaction, one in a hundred positive; their
 cost is part of the terminal set's. A *hot* spread gives one key 30% of the events; *jittered*, rows come up to 60 s
 behind their time, at 2,000 events/s and without labels. Bias: one process, rows already columns, ids drawn
-independently, so no key comes in bursts.
+independently, so no key comes in bursts. *Flatness* holds states of few and of many keys in memory at once and gives
+each a block in turn, so that whatever else the machine does meets all of them; where there are many keys, each has had
+but two events.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -22,7 +25,7 @@ from features.block import Block, BoolArray, Ids, IntArray
 from features.engine import Dedupe, EntityWindows, LabelledWindows, interleave, warm
 from features.fraud import DEFAULT
 
-__all__ = ["run"]
+__all__ = ["flatness", "run"]
 
 _DAY_MS = 86_400_000
 _START_MS = 1_600_000_000_000
@@ -33,6 +36,8 @@ _HOT_SHARE = 0.3
 _HOT_KEYS = 50_000
 _JITTER_MS = 60_000
 _JITTER_RATE = 2_000
+#: blocks of each number of keys that are timed side by side
+_FLAT_BLOCKS = 150
 
 
 def run(
@@ -42,10 +47,10 @@ def run(
 ) -> dict[str, Any]:
     """Microseconds of CPU per event of each engine: ``results`` has one entry per number of keys and spread.
 
-    ``us_card``, ``us_terminal`` (labels included), ``us_dedupe`` per event, ``ms_longest_block`` the longest that one
+    ``us_card``, ``us_terminal`` (labels included), ``us_dedupe`` per event, ``ms_longest_block`` the most CPU that one
     block took, growth of the state included, ``bytes_card`` and ``bytes_terminal`` of state at the end, ``sha256`` of
     all features, so that a fast wrong answer shows. ``hot`` the same for one key with 30% of the events, beside the
-    uniform case, ``peers`` as `feature_peers.compare`.
+    uniform case, ``flatness`` as `flatness`, ``peers`` as `feature_peers.compare`.
     """
     warm()
     results = [
@@ -65,7 +70,33 @@ def run(
         for spread in ("uniform", "hot")
     ]
     peers = compare(table(peer_events, _HOT_KEYS))
-    return {"block_rows": _BLOCK_ROWS, "results": results, "hot": hot, "peers": peers}
+    flat = flatness(keys, events)
+    return {"block_rows": _BLOCK_ROWS, "results": results, "hot": hot, "flatness": flat, "peers": peers}
+
+
+def flatness(keys: Sequence[int], events: int, blocks: int = _FLAT_BLOCKS) -> list[dict[str, Any]]:
+    """Microseconds of CPU per event by number of keys, side by side; ``ratio`` to the first, of card and terminal."""
+    filled = []
+    for n_keys in keys:
+        first = -(-max(events, 2 * n_keys) // _BLOCK_ROWS)
+        feed, engines = _blocks(n_keys, "uniform", (first + blocks) * _BLOCK_ROWS), _Engines()
+        for _ in range(first):
+            engines.process(*next(feed))
+        filled.append((n_keys, feed, engines))
+    spent: dict[int, list[list[float]]] = {n_keys: [] for n_keys in keys}
+    for _ in range(blocks):
+        for n_keys, feed, engines in filled:
+            spent[n_keys].append(engines.process(*next(feed)))
+    medians = {n_keys: np.median(costs, axis=0) for n_keys, costs in spent.items()}
+    base = medians[keys[0]]
+    return [
+        {
+            "keys": n_keys,
+            **{name: round(float(us), 4) for name, us in zip(_PARTS, medians[n_keys], strict=True)},
+            "ratio": round(float(medians[n_keys][:2].sum() / base[:2].sum()), 2),
+        }
+        for n_keys in keys
+    ]
 
 
 def _ids(rng: np.random.Generator, n_keys: int, spread: str, events: int) -> IntArray:
@@ -110,33 +141,45 @@ def _blocks(n_keys: int, spread: str, events: int, jitter_ms: int = 0) -> Iterat
         yield block, labels, interleave(newest[rows], label_times[ripe])
 
 
+#: what `_Engines.process` times
+_PARTS = ("us_card", "us_terminal", "us_dedupe")
+
+
+class _Engines:
+    """The states of the default set, and a digest of all features they gave."""
+
+    def __init__(self) -> None:
+        self.cards = EntityWindows(DEFAULT.for_entity("card_id"))
+        self.terminals = LabelledWindows(DEFAULT.for_entity("terminal_id"))
+        self.dedupe = Dedupe()
+        self.digest = hashlib.sha256()
+
+    def process(self, block: Block, labels: Block, kinds: BoolArray) -> list[float]:
+        """Microseconds of CPU per event of each part."""
+        marks = [time.thread_time()]
+        by_card, _ = self.cards.process(block)
+        marks.append(time.thread_time())
+        by_terminal, _ = self.terminals.process(block, labels, kinds)
+        marks.append(time.thread_time())
+        self.dedupe.process(block.ids["transaction_id"].keys(), block.event_time_ms)
+        marks.append(time.thread_time())
+        self.digest.update(by_card.tobytes())
+        self.digest.update(by_terminal.tobytes())
+        return [(end - begin) / len(block) * 1e6 for begin, end in pairwise(marks)]
+
+
 def _measure(blocks: Iterator[tuple[Block, Block, BoolArray]]) -> dict[str, Any]:
-    cards = EntityWindows(DEFAULT.for_entity("card_id"))
-    terminals = LabelledWindows(DEFAULT.for_entity("terminal_id"))
-    dedupe = Dedupe()
-    spent: dict[str, list[float]] = {"us_card": [], "us_terminal": [], "us_dedupe": []}
-    digest = hashlib.sha256()
+    engines = _Engines()
+    spent: list[list[float]] = []
     longest = 0.0
     for block, labels, kinds in blocks:
-        began, marks = time.perf_counter(), [time.thread_time()]
-        by_card, _ = cards.process(block)
-        marks.append(time.thread_time())
-        by_terminal, _ = terminals.process(block, labels, kinds)
-        marks.append(time.thread_time())
-        dedupe.process(block.ids["transaction_id"].keys(), block.event_time_ms)
-        marks.append(time.thread_time())
-        longest = max(longest, time.perf_counter() - began)
-        digest.update(by_card.tobytes())
-        digest.update(by_terminal.tobytes())
-        for name, begin, end in zip(spent, marks, marks[1:], strict=False):
-            spent[name].append((end - begin) / len(block) * 1e6)
-    figures: dict[str, Any] = {
-        name: round(float(np.median(costs[len(costs) // 2 :])), 4) for name, costs in spent.items()
-    }
-    return figures | {
-        "ms_longest_block": round(longest * 1e3, 1),
-        "bytes_card": cards.nbytes,
-        "bytes_terminal": terminals.nbytes,
-        "keys_card": len(cards),
-        "sha256": digest.hexdigest()[:16],
+        spent.append(engines.process(block, labels, kinds))
+        longest = max(longest, sum(spent[-1]) * len(block))
+    medians = np.median(spent[len(spent) // 2 :], axis=0)
+    return {name: round(float(us), 4) for name, us in zip(_PARTS, medians, strict=True)} | {
+        "ms_longest_block": round(longest / 1e3, 1),
+        "bytes_card": engines.cards.nbytes,
+        "bytes_terminal": engines.terminals.nbytes,
+        "keys_card": len(engines.cards),
+        "sha256": engines.digest.hexdigest()[:16],
     }

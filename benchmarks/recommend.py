@@ -2,10 +2,10 @@
 
 For each day p: *frozen*, state and ranker as they were at its start; *streaming*, lists served right after each click
 with what was known then (up to one block of 512 events before it), the ranker fixed at the day's start. The ranker of
-day p is trained on the lists served on the two days before, of a share of their sessions, by the same protocol. Figures
-are of a share of the day's sessions, as the plain mean over days. Beside it, on the same clicks: the most popular items
-of all time and of the day, co-visitation (how often an item came right after the last one), and the candidates in the
-order they are taken in, without a model.
+day p is trained on the lists served on the two days before, of a share of their sessions, by the same protocol; of
+a list the first 50 candidates teach. Figures are of a share of the day's sessions, as the plain mean over days. Beside
+it, on the same clicks: the most popular items of all time and of the day, co-visitation (how often an item came right
+after the last one), and the candidates in the order they are taken in, without a model.
 
 Bias: session ids are given, so sessions need no guessing; one process, so that item knowledge lags a block and not a
 network. Speed is that of one thread, candidates, features and ranking: in CPU time, one list at a time.

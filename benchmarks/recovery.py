@@ -5,9 +5,10 @@ goes on with more events, taking checkpoints all the time: their pauses are thos
 all it made is committed it is killed, and a third one starts with the checkpoint that was set aside, so that it has all
 of the second's events to replay. One transaction is in the log by then: its score is the first new one.
 
-Worker, broker and this process share the machine; nothing is pinned, as in operation. What a group waits for a member
-that was killed is a setting, 6 s here (``consumer.session.timeout.ms``): with that long since the kill, it is part of
-the time from the start to the assignment.
+Before all that, `benchmarks.checkpoint_pauses` measures in this process what a checkpoint of so many cards adds to a
+block. Worker, broker and this process share the machine; nothing is pinned, as in operation. What a group waits for a
+member that was killed is a setting, 6 s here (``consumer.session.timeout.ms``): with that long since the kill, it is
+part of the time from the start to the assignment.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any
 import numpy as np
 import orjson
 
+from benchmarks import checkpoint_pauses
 from benchmarks.machine import BenchError, Child, cpu_seconds, headrace, machine, versions
 from benchmarks.workload import START_MS, train
 from features.block import IntArray
@@ -196,13 +198,14 @@ def run(
     if events < cards:
         raise BenchError(f"{events} events before the checkpoint for {cards} cards: at least one each is needed")
     about = {"machine": machine(), "versions": versions()}
+    pauses = checkpoint_pauses.run(cards, notify=notify)
     history = History(cards, events + since + 1, delay=events // 2 if labels else events + since + 1)
     with tempfile.TemporaryDirectory(prefix="headrace-bench-") as name, Broker.start(long_run=True) as broker:
         train(Path(name), rows=20_000, trees=trees)
         bench = _Bench(broker, Path(name), partitions, notify)
         try:
             _history(bench, history, events)
-            pauses = _since(bench, history, events, events + since)
+            checkpoints = _since(bench, history, events, events + since)
             recovered = _recovery(bench, history, events + since)
             verified = _verified(bench) if events + since <= _VERIFIED_MAX else None
         finally:
@@ -214,7 +217,8 @@ def run(
         "labels": labels,
         "partitions": partitions,
         **recovered,
-        "checkpoints": pauses,
+        "checkpoints": checkpoints,
+        "pauses": pauses,
         "verified": verified,
         **about,
     }

@@ -120,8 +120,9 @@ def _exact_sum(store: Store, rows: HistoryRows, window: Window, word: int) -> tu
 
 @kernel
 def _deviation(store: Store, rows: HistoryRows, window: Window, word: int, mean: float, count: int) -> float:
-    """Standard deviation of the window's ``count`` values around their mean, as a population."""
-    total = 0.0
+    """Standard deviation of the window's ``count`` values around their mean, as a population: exactly 0 where all are
+    equal, whose mean may be rounded and not equal to them."""
+    total, lowest, highest = 0.0, np.inf, -np.inf
     for i in range(window.low, window.high + window.present):
         if i < window.high:
             x = store.floats[row_at(store.ring, window.slot, i) + 1 + word]
@@ -129,7 +130,8 @@ def _deviation(store: Store, rows: HistoryRows, window: Window, word: int, mean:
             x = rows.floats[window.row, word]
         if not np.isnan(x):
             total += (x - mean) * (x - mean)
-    return math.sqrt(total / count)
+            lowest, highest = min(lowest, x), max(highest, x)
+    return math.sqrt(total / count) if lowest < highest else 0.0
 
 
 @helper

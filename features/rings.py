@@ -24,6 +24,7 @@ from features.memory import UNBOUNDED, GrowingArray, head_words, larger
 __all__ = [
     "BLOCK",
     "HEAD",
+    "NEAR",
     "NO_BLOCK",
     "OWN",
     "TAIL",
@@ -56,7 +57,7 @@ _RING_LOG_MIN = 2
 _CLASSES = 48
 _POOL_ROWS_MIN = 256
 #: rows that `seek_near` looks at
-_NEAR = 4
+NEAR = 4
 #: `free[_USED]` is the number of pool rows handed out so far, below it are the heads of the free lists
 _USED = _CLASSES
 
@@ -193,10 +194,10 @@ def seek_near(ring: Ring, slot: int, hint: int, t: int, ordered: bool) -> int:
     if not ordered and hint > head and signed(ring.pool[row_at(ring, slot, hint - 1)]) > t:
         return seek(ring, slot, hint, t)
     passed = 0
-    for index in range(hint, hint + _NEAR):  # rows from the tail on are of no meaning, but there
+    for index in range(hint, hint + NEAR):  # rows from the tail on are of no meaning, but there
         passed += (index < tail) & (signed(ring.pool[row_at(ring, slot, index)]) <= t)
-    if passed == _NEAR:
-        return seek(ring, slot, hint + _NEAR, t)
+    if passed == NEAR:
+        return seek(ring, slot, hint + NEAR, t)
     return hint + passed
 
 

@@ -63,7 +63,7 @@ __all__ = [
 ]
 
 #: raised whenever a feature comes to mean something else
-_VERSION = 1
+_VERSION = 2
 
 #: names what the features of a pair mean, as a model package says what it was trained on
 SCHEMA_HASH = hashlib.sha256(json.dumps(["shopping", _VERSION, FEATURES, HALF_LIVES_MS]).encode()).hexdigest()

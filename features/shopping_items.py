@@ -121,8 +121,8 @@ class ItemState(ShoppingState):
     """What is known of each item of one partition, see `ItemRecords`.
 
     At most ``neighbours`` other items are kept, the weakest giving way, and the ``visits`` last visits; an item is
-    forgotten ``horizon_ms`` after it was last touched. Memory: ``36 * neighbours + 16 * visits + 171`` bytes per item,
-    so 1 M items with 64 and 64 take 3.5 GB over all partitions.
+    forgotten ``horizon_ms`` after it was last touched. Memory: ``36 * neighbours + 16 * visits + 171`` bytes per item
+    and up to a third more, so 1 M items with 64 and 64 take 3.5 to 4.7 GB over all partitions.
     """
 
     _whose, _settings = "items", "neighbours, visits, half-life, horizon, format"

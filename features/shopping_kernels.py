@@ -34,8 +34,8 @@ _CART, _PURCHASE = 2, 3
 _LANDMARK_HALF_LIVES = 32
 
 # columns of Users.heads
-KEPT, LENGTH, LAST, SESSION, STARTED = 0, 1, 2, 3, 4
-USER_WORDS = 5
+KEPT, LENGTH, LAST, SESSION, STARTED, QUICK = 0, 1, 2, 3, 4, 5
+USER_WORDS = 6
 # columns of Items.heads
 NEIGHBOURS, VISITS, FIRST, NEWEST, LANDMARK, TOUCHED, CATEGORY = 0, 1, 2, 3, 4, 5, 6
 ITEM_WORDS = 7
@@ -46,7 +46,8 @@ _SHIFT = np.uint64(31)
 
 
 class Users(NamedTuple):
-    """By slot: the last events, newest first, and ``heads``: kept, clicks in the session, last time, session, start."""
+    """By slot: the last events, newest first, and ``heads``: kept, clicks in the session, last time, session, start,
+    and whether two clicks of the session belong together by its rule."""
 
     items: Codes
     times: IntArray
@@ -113,7 +114,7 @@ def user_rows(
             continue
         head = users.heads[slot]
         if head[KEPT] > 0 and head[LAST] <= stream - horizon_ms:
-            head[KEPT] = head[LENGTH] = head[SESSION] = head[STARTED] = 0
+            head[KEPT] = head[LENGTH] = head[SESSION] = head[STARTED] = head[QUICK] = 0
             head[LAST] = NO_TIME
         stream = max(stream, t)
         if not late[row]:
@@ -122,10 +123,13 @@ def user_rows(
             if given[row]:
                 start = sessions[row]
                 fresh = head[KEPT] == 0 or np.uint64(head[STARTED]) != start
-            if fresh:
-                head[SESSION] = session_code(keys[row], start)
+            if not fresh:
+                head[QUICK] = 1
+            else:
                 head[STARTED] = np.int64(start)
-                head[LENGTH] = 0
+                if head[QUICK] != 0 or head[KEPT] == 0:
+                    head[SESSION] = session_code(keys[row], start)
+                    head[LENGTH] = head[QUICK] = 0
             for i in range(min(head[KEPT], most - 1), 0, -1):
                 users.items[slot, i] = users.items[slot, i - 1]
                 users.times[slot, i] = users.times[slot, i - 1]

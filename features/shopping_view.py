@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ from features.shopping_items import HALF_LIVES_MS, ItemRecords
 from features.shopping_kernels import CLASSES, COUNTS
 from features.shopping_known import (
     CATEGORY,
+    COUNT,
     FIRST,
     HELD,
     NEWEST,
@@ -29,9 +31,9 @@ from features.shopping_known import (
 )
 from features.shopping_said import POSITIONS, SAID
 from features.shopping_serve import FEATURES, serve
-from features.shopping_state import DAY_MS, Columns, Names, growing, keys_of, ragged
+from features.shopping_state import DAY_MS, Columns, Names, codes_of, growing, keys_of, ragged
 from features.shopping_users import Contexts
-from features.state import KeySlots, power_of_two
+from features.state import NO_TIME, KeySlots, power_of_two
 
 __all__ = ["Candidates", "ItemView"]
 
@@ -42,6 +44,7 @@ _SESSION_ITEMS = 12
 _TRENDING = 20
 _OF_A_CATEGORY = 20
 _POPULAR = 1000
+_CROWDED_MIN = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +65,11 @@ class ItemView:
     """All items' knowledge for reading; not safe for two threads at once.
 
     ``neighbours`` and ``visits`` are read of each item's record, ``sessions`` (a power of two) are kept in all. Memory:
-    ``28 * neighbours + 8 * visits + 186`` bytes per item and 160 per session: 1 M items and 2**20 sessions take 2.7 GB.
-    Memory is kept for an item for as long as the view lives; one that nobody has touched for ``horizon_ms``, which the
-    item stage has forgotten, is not recommended any more once `refresh` has found that.
+    ``28 * neighbours + 8 * visits + 186`` bytes per item and 160 per session, and up to a third more: 1 M items and
+    2**20 sessions take 2.7 to 3.6 GB.
+    An item that nobody has touched for ``horizon_ms``, which the item stage has forgotten, is not recommended any more
+    once `refresh` has found that; its memory is for others as soon as it is in no session and nobody's neighbour, so
+    that at most twice the items needed are held.
     """
 
     def __init__(
@@ -103,6 +108,8 @@ class ItemView:
         self._popular = Popular(*(np.zeros(n, np.int64) for n in (0, 0, 1, 0)))
         self._looked_at: IntArray = np.zeros(0, np.int64)
         self._published = 0
+        #: items, with and without a record, from which on those that nobody needs are looked for
+        self._crowded = _CROWDED_MIN
         self._grow()
 
     def __len__(self) -> int:
@@ -122,12 +129,13 @@ class ItemView:
         """A view that holds what this one holds now, and goes its own way."""
         sessions = len(self._sessions.heads)
         other = ItemView(neighbours=self.neighbours, visits=self.visits, sessions=sessions, horizon_ms=self.horizon_ms)
-        other.numbers_of(self._known["codes"].array[: len(self._slots)])
+        other._slots, other._crowded = deepcopy(self._slots), self._crowded
+        other._grow()
         other._names = Names(self._names.by_code)
         other._popular, other._looked_at, other._published = self._popular, self._looked_at, self._published
         for name, part in self._known.items():
             if name != "mark":
-                other._known[name].array[: len(self._slots)] = part.array[: len(self._slots)]
+                other._known[name].array[:] = part.array
         table, heads, items, following = self._sessions
         other._sessions = Sessions(table.copy(), heads.copy(), items.copy(), following.copy())
         return other
@@ -156,6 +164,19 @@ class ItemView:
         self._grow()
         self._known["codes"].array[numbers] = codes
         return numbers
+
+    def withdraw(self, ids: Ids) -> None:
+        """These items are not recommended any more, until a record of theirs is applied."""
+        table = self._slots.table
+        gone = table[(table[:, 2] != 0) & np.isin(table[:, 1], codes_of(ids)), 2].view(np.int64) - 1
+        heads = self._known["heads"].array
+        self._published -= int(np.count_nonzero(heads[gone, PUBLISHED]))
+        heads[gone, PUBLISHED] = 0
+        trending, categories, begin, of_categories = self._popular
+        there = ~np.isin(of_categories, gone)
+        begin = np.append(0, np.cumsum(there))[begin]
+        self._popular = Popular(trending[~np.isin(trending, gone)], categories, begin, of_categories[there])
+        self._looked_at = self._looked_at[~np.isin(self._looked_at, gone)]
 
     def apply(self, records: ItemRecords) -> None:
         """Takes the records of items, each once; one older than what is known of its item changes nothing."""
@@ -210,19 +231,38 @@ class ItemView:
         heads[numbers[stale], PUBLISHED] = 0
         numbers = numbers[~stale]
         self._published = len(numbers)
+        if len(self._slots) >= self._crowded:
+            self._forget_dead(numbers)
         of = {name: self._known[name].array[numbers] for name in ("heads", "counts")}
         age = np.maximum(now_ms - of["heads"][:, NEWEST], 0)[:, None]
         looks = of["counts"][:, :3] * 2.0 ** (-age / np.array(HALF_LIVES_MS[:3]))
-        self._looked_at = numbers[np.lexsort((numbers, -looks[:, 2]))[:_POPULAR]]
-        hour, day = (numbers[np.lexsort((numbers, -looks[:, c]))[:_TRENDING]] for c in (0, 1))
+        self._looked_at = numbers[_largest(looks[:, 2], _POPULAR)]
+        hour, day = (numbers[_largest(looks[:, c], _TRENDING)] for c in (0, 1))
         trending = np.concatenate([day, hour[~np.isin(hour, day)]])
         categories = of["heads"][:, CATEGORY]
-        order = np.lexsort((numbers, -looks[:, 1], categories))
-        order = order[categories[order] != 0]
+        there = np.flatnonzero(categories)
+        order = there[np.lexsort((-looks[there, 1], categories[there]))]
         codes, held = np.unique(categories[order], return_counts=True)
         _, nth = ragged(held)
         ends = np.append(0, np.cumsum(np.minimum(held, _OF_A_CATEGORY)))
         self._popular = Popular(trending, codes, ends, numbers[order[nth < _OF_A_CATEGORY]])
+
+    def _forget_dead(self, live: IntArray) -> None:
+        """Frees the numbers of items that nothing ``live`` has to do with: without a record, nobody's neighbour, in no
+        session that is kept."""
+        needed = np.zeros(self._slots.capacity, np.bool_)
+        needed[live] = True
+        rows, nth = ragged(self._known["heads"].array[live, HELD])
+        needed[self._known["others"].array[live[rows], nth]] = True
+        visited = np.arange(_SESSION_ITEMS) < self._sessions.heads[:, COUNT, None]
+        needed[self._sessions.items[visited]] = True
+        self._slots.set_newest(np.arange(len(needed)), np.where(needed, 0, NO_TIME))
+        freed = self._slots.sweep(len(self._slots.table), NO_TIME)
+        for name in ("heads", "totals", "counts", "price"):
+            self._known[name].array[freed] = 0
+        _, numbers, _ = self._slots.live(NO_TIME)
+        self._names = self._names.kept(self._known["codes"].array[numbers])
+        self._crowded = max(_CROWDED_MIN, 2 * len(self._slots))
 
     def recommendable(self, contexts: Contexts, rows: IntArray, n: int) -> Candidates:
         """At most ``n`` candidates for each of the contexts ``rows``."""
@@ -274,3 +314,13 @@ class ItemView:
     def _grow(self) -> None:
         for part in self._known.values():
             part.grow(self._slots.capacity)
+
+
+def _largest(values: FloatArray, n: int) -> IntArray:
+    """Places of the ``n`` largest values, or of all, the largest first, ties by place."""
+    if len(values) <= n:
+        return np.argsort(-values, kind="stable")
+    least = np.partition(values, len(values) - n)[len(values) - n]
+    above = np.flatnonzero(values > least)
+    at = np.concatenate([above, np.flatnonzero(values == least)[: n - len(above)]])
+    return at[np.lexsort((at, -values[at]))]

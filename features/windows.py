@@ -20,7 +20,7 @@ from features.block import BoolArray, FloatArray, IntArray
 from features.fixed import fixed_add, fixed_of, fixed_subtract, float_of
 from features.kernel import helper, kernel, prefetch, signed
 from features.memory import LINE_WORDS
-from features.rings import HEAD, OWN, TAIL, Ring, Words, open_gap, ring_room, row_at, seek_from_tail, seek_near
+from features.rings import HEAD, NEAR, OWN, TAIL, Ring, Words, open_gap, ring_room, row_at, seek_from_tail, seek_near
 from features.spill import Spill, far_from_tail, spill_of, spill_ready, spill_ring
 
 __all__ = [
@@ -234,7 +234,9 @@ def look_ahead(ring: Ring, offsets: IntArray, slots: IntArray, row: int) -> None
             prefetch(ring.pool, at + 2 * ring.width - 1)
             first = 1 if offsets[0] == 0 else 0
             for hint in range(OWN + ring.width - 1, OWN + ring.width - 1 + len(offsets) - first):
-                prefetch(ring.pool, row_at(ring, slot, ring.heads[slot, hint]))
+                index = ring.heads[slot, hint]  # `seek_near` reads up to NEAR rows from there on
+                prefetch(ring.pool, row_at(ring, slot, index))
+                prefetch(ring.pool, row_at(ring, slot, index + NEAR - 1))
 
 
 @kernel

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from bisect import bisect_left
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from features.block import FloatArray
 from models import golden
 from models.compiled import CompiledPredictor
-from models.errors import ModelError, UnsupportedModelError
+from models.errors import ModelError, PredictorUnavailableError, UnsupportedModelError
 from models.forest import Forest
 from models.forestfile import read_forest
+from models.gpu import TOLERANCE, GpuPredictor, agree
 from models.lightgbm import LightGBMPredictor
 from models.modeltext import ModelText, parse
-from models.predictor import Predictor, as_matrix
+from models.predictor import Predictor, PredictorKind, as_matrix
 
 __all__ = ["BATCH_SIZES", "AutoPredictor", "Choice", "choose"]
+
+logger = logging.getLogger("headrace.models")
 
 #: Batch sizes at which candidates are measured; a batch is served by the choice for the next larger one.
 BATCH_SIZES = (1, 8, 64, 1024)
@@ -63,9 +67,12 @@ class AutoPredictor:
 
 
 def choose(
-    model_text: str, golden_batch: tuple[FloatArray, FloatArray] | None = None, forest_file: bytes | None = None
+    model_text: str,
+    golden_batch: tuple[FloatArray, FloatArray] | None = None,
+    forest_file: bytes | None = None,
+    wanted: PredictorKind = "auto",
 ) -> Choice:
-    """The predictor for a model text.
+    """The predictor for a model text: the ``wanted`` one or, where it cannot serve the model, `auto`'s, and why.
 
     ``golden_batch`` = (inputs (n, d), their raw scores (n,)); by default made from the model. ModelError
     when LightGBM itself does not match it: then nothing can be trusted to score this model.
@@ -82,11 +89,41 @@ def choose(
             f"golden batch: LightGBM gives other raw scores than the package for {wrong} of {len(raw)} rows; "
             "the package was made with another LightGBM or machine: package the model again"
         )
-    compiled, refusal = _compiled(forest or model, x, raw)
+    refusal = ""
+    if wanted == "gpu":
+        gpu, refusal = _gpu(model_text, x, raw)
+        if gpu is not None:
+            return gpu
+    if wanted == "lightgbm":
+        oracle.warm()
+        return Choice(oracle, "lightgbm: asked for", {})
+    compiled, other = _compiled(forest or model, x, raw)
     if compiled is None:
         oracle.warm()
-        return Choice(oracle, f"lightgbm: {refusal}", {})
-    return _fastest(oracle, compiled, x)
+        choice = Choice(oracle, f"lightgbm: {other}", {})
+    elif wanted == "compiled":
+        choice = Choice(compiled, "compiled: asked for, bit-equal", {})
+    else:
+        choice = _fastest(oracle, compiled, x)
+    if not refusal:
+        return choice
+    logger.warning("%s; %s serves the model", refusal, choice.predictor.name)
+    return replace(choice, reason=f"{refusal}; so {choice.reason}")
+
+
+def _gpu(model_text: str, x: FloatArray, raw: FloatArray) -> tuple[Choice | None, str]:
+    """The predictor of a graphics card if it gives about ``raw``, else why not."""
+    finite = ~np.isposinf(x).any(axis=1)
+    x, raw = np.ascontiguousarray(x[finite]), raw[finite]
+    try:
+        gpu = GpuPredictor(model_text)
+        found = gpu.predict_raw(x)
+    except (PredictorUnavailableError, UnsupportedModelError) as error:
+        return None, str(error)
+    if not agree(found, raw):
+        return None, f"gpu differs from LightGBM on the golden batch by more than {TOLERANCE:g}"
+    figures = _figures(gpu, x) if len(x) else ()
+    return Choice(gpu, f"gpu: asked for, agrees within {TOLERANCE:g}", {"gpu": figures}), ""
 
 
 def _compiled(model: ModelText | Forest, x: FloatArray, raw: FloatArray) -> tuple[CompiledPredictor | None, str]:
@@ -106,9 +143,7 @@ def _compiled(model: ModelText | Forest, x: FloatArray, raw: FloatArray) -> tupl
 def _fastest(oracle: LightGBMPredictor, compiled: CompiledPredictor, x: FloatArray) -> Choice:
     figures: dict[str, tuple[float, ...]] = {}
     for candidate in (oracle, compiled):
-        figures[candidate.name] = tuple(
-            _us_per_row(candidate.predict_raw, np.ascontiguousarray(np.resize(x, (n, x.shape[1])))) for n in BATCH_SIZES
-        )
+        figures[candidate.name] = _figures(candidate, x)
     by_size = tuple(
         compiled if figures["compiled"][i] <= figures["lightgbm"][i] else oracle for i in range(len(BATCH_SIZES))
     )
@@ -116,6 +151,12 @@ def _fastest(oracle: LightGBMPredictor, compiled: CompiledPredictor, x: FloatArr
         f"{figures['lightgbm'][i] / figures['compiled'][i]:.1f}x at {n}" for i, n in enumerate(BATCH_SIZES)
     )
     return Choice(AutoPredictor(by_size), f"compiled is bit-equal; against lightgbm, by rows: {ratios}", figures)
+
+
+def _figures(candidate: Predictor, x: FloatArray) -> tuple[float, ...]:
+    """Microseconds per row at each of `BATCH_SIZES`."""
+    batches = (np.ascontiguousarray(np.resize(x, (n, x.shape[1]))) for n in BATCH_SIZES)
+    return tuple(_us_per_row(candidate.predict_raw, batch) for batch in batches)
 
 
 def _us_per_row(predict: Callable[[FloatArray], FloatArray], x: FloatArray) -> float:

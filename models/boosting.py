@@ -54,9 +54,9 @@ class Rows:
     features: tuple[str, ...]
     categorical: tuple[str, ...] = ()
 
-    def matrix(self, rows: BoolArray) -> FloatArray:
-        """(k, d) C-contiguous: the features of the chosen rows."""
-        return np.ascontiguousarray(self.x[rows])
+    def matrix(self, rows: BoolArray, most: int | None = None) -> FloatArray:
+        """(k, d) C-contiguous: the features of the chosen rows, of the first ``most``."""
+        return np.ascontiguousarray(self.x[np.flatnonzero(rows)[:most]])
 
 
 @dataclass(frozen=True, slots=True)

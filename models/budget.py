@@ -19,11 +19,13 @@ from models.intervals import difference_noise
 from models.modeltext import load_booster
 from models.search import validation_score
 
-__all__ = ["BUDGET_ROWS", "LEAF_PARTS", "Cut", "Shrunk", "cut_to", "shrink", "us_per_row"]
+__all__ = ["BUDGET_ROWS", "LEAF_PARTS", "MEASURED_ROWS", "Cut", "Shrunk", "cut_to", "shrink", "us_per_row"]
 
 #: rows that are scored at a time when the cost is measured, as a stream's blocks bring them
 BUDGET_ROWS = 64
-_BATCHES, _REPEATS = 16, 7
+_REPEATS = 7
+#: rows that a measurement looks at, of more the first
+MEASURED_ROWS = 16 * BUDGET_ROWS
 #: leaves of a tree that are tried, as parts of the settings' own
 LEAF_PARTS = (1, 2, 4)
 #: of the budget, what the estimate aims at; the measurement afterwards decides
@@ -52,7 +54,7 @@ def us_per_row(model_text: str, x: FloatArray) -> float:
     """Microseconds of processor time per row, `BUDGET_ROWS` rows of ``x`` (n, d) at a time, by the predictor that
     `models.auto.choose` takes: the best of some runs."""
     predictor = choose(model_text).predictor
-    rows = np.resize(x, (BUDGET_ROWS * _BATCHES, x.shape[1]))
+    rows = np.resize(x, (MEASURED_ROWS, x.shape[1]))
     batches = [np.ascontiguousarray(rows[i : i + BUDGET_ROWS]) for i in range(0, len(rows), BUDGET_ROWS)]
     best = float("inf")
     for _ in range(_REPEATS):
@@ -100,7 +102,7 @@ def shrink(
     is trained with a learning rate that makes up for the trees it lacks, and cut until it keeps the budget. Counts
     1 + 2 * len(LEAF_PARTS) trainings in ``steps``. ModelError: no model keeps it.
     """
-    x = data.matrix(validation)
+    x = data.matrix(validation, MEASURED_ROWS)
     full = fit(data, train, settings, num_threads, steps)
     full_raw, full_value = validation_score(data, validation, full.text)
     summary: dict[str, Any] = {

@@ -84,7 +84,8 @@ class Calibration:
 
 
 def default_calibration(objective: str) -> Calibration:
-    """What LightGBM itself would do to the raw score of ``objective`` (as in the model text, "binary sigmoid:1")."""
+    """The probability that LightGBM makes of a raw score of ``objective`` (as in the model text, "binary sigmoid:1");
+    where that is none, the raw score itself."""
     words = objective.split()
     if words[:1] in (["binary"], ["cross_entropy"]):
         settings = dict(word.split(":", 1) for word in words[1:] if ":" in word)

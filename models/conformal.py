@@ -17,14 +17,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from features.block import FloatArray
+from features.block import BoolArray, FloatArray, IntArray
 from models.errors import PackageError
 from models.metrics import wilson
 
-__all__ = ["FRAUD", "LEGITIMATE", "Conformal", "coverage", "fit_conformal"]
+__all__ = ["FRAUD", "LEGITIMATE", "UNSAID", "Conformal", "carried_over", "coverage", "fit_conformal"]
 
 #: bits of a set
 LEGITIMATE, FRAUD = 1, 2
+#: in the place of a set, where a model has no thresholds
+UNSAID = -1
 _SETS = {"none": 0, "legitimate": LEGITIMATE, "fraud": FRAUD, "both": LEGITIMATE | FRAUD}
 
 
@@ -78,22 +80,50 @@ def fit_conformal(raw: FloatArray, y: npt.ArrayLike, alpha: float = 0.1) -> Conf
     return Conformal(alpha, -_quantile(-raw[fraud], alpha), _quantile(raw[~fraud], alpha))
 
 
+def carried_over(conformal: Conformal, before: FloatArray, after: FloatArray) -> Conformal:
+    """The thresholds for another model of the same kind, which puts its scores elsewhere: those that as many rows pass.
+
+    ``before`` (n,) raw scores of the model that ``conformal`` is of, ``after`` (m,) of the other one, of rows that
+    neither was trained on and that are alike; their labels need not be known. In doubt a label stays in the set.
+    """
+    low, high = conformal.fraud_from, conformal.legitimate_to
+    ranked = np.sort(after)
+    if math.isfinite(low):
+        low = float(ranked[math.floor(float(np.mean(before < low)) * len(ranked))])
+    if math.isfinite(high):
+        high = float(ranked[math.ceil(float(np.mean(before <= high)) * len(ranked)) - 1])
+    return Conformal(conformal.alpha, low, high)
+
+
 def _quantile(misfit: FloatArray, alpha: float) -> float:
     """The ceil((n + 1)(1 - alpha))-th smallest misfit; infinite where there are not so many."""
     rank = math.ceil((len(misfit) + 1) * (1.0 - alpha))
     return float(np.sort(misfit)[rank - 1]) if rank <= len(misfit) else math.inf
 
 
-def coverage(conformal: Conformal, raw: FloatArray, y: npt.ArrayLike) -> dict[str, Any]:
-    """What the sets are worth on rows (n,) with labels.
+def coverage(conformal: Conformal, raw: FloatArray, y: npt.ArrayLike, card: IntArray) -> dict[str, Any]:
+    """What the sets are worth on rows (n,) with labels; ``card`` (n,): rows of one card depend on each other.
 
-    By class ``rows``, the ``coverage`` (share of sets that hold the label) with its 95% interval ``low``, ``high``
-    (Wilson, rows taken as independent); ``sets``: the share of rows with each set.
+    By class ``rows``, the ``coverage`` (share of sets that hold the label) with its 95% interval ``low``, ``high``:
+    Wilson's, of so many independent rows as vary as much as the cards do (Kish's effective size). What makes the rows
+    of one week like each other is not in it. ``sets``: the share of rows with each set.
     """
     fraud, sets = np.asarray(y) == 1, conformal.sets(raw)
     found: dict[str, Any] = {}
     for name, rows, bit in (("fraud", fraud, FRAUD), ("legitimate", ~fraud, LEGITIMATE)):
-        n, k = int(rows.sum()), int(np.count_nonzero(sets[rows] & bit))
-        low, high = wilson(k, n)
-        found[name] = {"rows": n, "coverage": k / n if n else None, "low": low, "high": high}
+        held = (sets[rows] & bit) != 0
+        n, share = len(held), float(held.mean()) if len(held) else None
+        size = n if share is None else n / _design_effect(held, card[rows])
+        low, high = wilson((share or 0.0) * size, size)
+        found[name] = {"rows": n, "coverage": share, "low": low, "high": high}
     return found | {"sets": {name: float(np.mean(sets == code)) for name, code in _SETS.items()}}
+
+
+def _design_effect(held: BoolArray, group: IntArray) -> float:
+    """How many times the variance of independent rows a share has whose rows (n,) come in groups; 1 or more."""
+    off = held - held.mean()
+    independent = float(off @ off)
+    if independent == 0.0:
+        return 1.0
+    sums = np.bincount(np.unique(group, return_inverse=True)[1], off)
+    return max(1.0, float(sums @ sums) / independent)

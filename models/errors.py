@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["ModelError", "PackageError", "UnsupportedModelError"]
+__all__ = ["ModelError", "PackageError", "PredictorUnavailableError", "UnsupportedModelError"]
 
 
 class ModelError(Exception):
@@ -14,4 +14,8 @@ class PackageError(ModelError):
 
 
 class UnsupportedModelError(ModelError):
-    """A model that the compiled predictor does not reproduce bit for bit; `lightgbm` serves it."""
+    """A model that a predictor would not score as LightGBM does; `lightgbm` serves it."""
+
+
+class PredictorUnavailableError(ModelError):
+    """A predictor whose library or device is not there."""

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from features.block import BoolArray, FloatArray, IntArray
 from models.errors import ModelError
-from models.metrics import Ranked
+from models.metrics import Ranked, log_losses
 
 __all__ = ["Difference", "Evidence", "average_precision", "paired_evidence"]
 
@@ -20,8 +20,6 @@ Metric = Literal["average_precision", "log_loss", "brier"]
 
 #: fewer frauds than this say nothing of the ranking
 _FRAUDS_MIN = 30
-#: a probability is never taken for certain
-_CERTAIN = 1e-12
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +91,7 @@ def paired_evidence(
     if frauds < _FRAUDS_MIN or frauds == len(labels) or len(names) < 2:
         return Evidence(len(labels), frauds, len(names), confidence, {})
     losses: dict[Metric, Sequence[FloatArray]] = {
-        "log_loss": [_log_loss(labels, score) for score in scores],
+        "log_loss": [log_losses(labels, score) for score in scores],
         "brier": [(score - labels) ** 2 for score in scores],
     }
     rng = np.random.default_rng(seed)
@@ -103,12 +101,6 @@ def paired_evidence(
     for name, (before, after) in losses.items():
         found[name] = _mean(before, after, place, len(names), confidence)
     return Evidence(len(labels), frauds, len(names), confidence, found)
-
-
-def _log_loss(y: FloatArray, score: FloatArray) -> FloatArray:
-    p = np.clip(score, _CERTAIN, 1.0 - _CERTAIN)
-    loss: FloatArray = -(y * np.log(p) + (1.0 - y) * np.log1p(-p))
-    return loss
 
 
 def _mean(champion: FloatArray, challenger: FloatArray, place: IntArray, groups: int, confidence: float) -> Difference:

@@ -52,8 +52,10 @@ class Split:
 class Folds:
     """Masks (n,) of the rows of a split.
 
-    ``train`` is ``fit``, ``validation`` and ``calibration``, in this order of time; ``validation`` is None where no
-    such fold was asked for.
+    The end of ``train`` is ``validation`` and ``calibration``, in this order of time; ``validation`` is None where no
+    such fold was asked for, and ``fit`` is then what is left. Else ``fit`` is as long as what is left but ends
+    ``gap_ms`` before the validation begins, as the training ends before the test: it may reach back behind the training
+    range. The gap is the label's delay, or what leaves half of ``fit`` where the rows do not reach back so far.
     """
 
     train: BoolArray
@@ -63,6 +65,7 @@ class Folds:
     test: BoolArray
     validation_from: int | None
     calibration_from: int
+    gap_ms: int = 0
 
     @classmethod
     def of(cls, event_time_ms: IntArray, y: npt.NDArray[np.int8], split: Split, share: float, validate: bool) -> Folds:
@@ -74,7 +77,11 @@ class Folds:
         test = (event_time_ms >= split.test_from) & (event_time_ms < split.test_to)
         calibration = train & (event_time_ms >= second)
         validation = train & (event_time_ms >= first) & ~calibration if validate else None
-        fit = train & ~calibration if validation is None else train & (event_time_ms < first)
+        fit, gap = train & ~calibration, 0
+        if validate:
+            reach = first - min(int(event_time_ms.min(initial=split.train_from)), split.train_from)
+            gap = max(0, min(split.label_delay_ms, reach - (first - split.train_from) // 2))
+            fit = (event_time_ms >= split.train_from - gap) & (event_time_ms < first - gap)
         ranges = {"train": fit, "validation": validation, "calibration": calibration, "test": test}
         for name, rows in ranges.items():
             if rows is None:
@@ -84,4 +91,4 @@ class Folds:
                 raise ModelError(
                     f"{name} range: {int(rows.sum())} rows, {frauds} frauds; both classes needed, widen it"
                 )
-        return cls(train, fit, validation, calibration, test, first if validate else None, second)
+        return cls(train, fit, validation, calibration, test, first if validate else None, second, gap)

@@ -13,7 +13,7 @@ from models.errors import UnsupportedModelError
 from models.kernels import SLOTS, Int32Array, WordArray
 from models.modeltext import CATEGORICAL, DEFAULT_LEFT, MISSING_NAN, MISSING_NONE, MISSING_ZERO, ModelText, Tree
 
-__all__ = ["MAX_LEAVES", "Forest", "columns_alone", "flatten"]
+__all__ = ["MAX_LEAVES", "Forest", "check_supported", "columns_alone", "flatten"]
 
 #: a tree's leaves must fit the bits of one word for the bitmask kernels
 MAX_LEAVES = 64
@@ -41,7 +41,7 @@ class Forest:
 
 def flatten(model: ModelText) -> Forest:
     """Flatten ``model``; UnsupportedModelError when LightGBM computes its score in a way the kernels do not."""
-    _check(model)
+    check_supported(model, "compiled")
     columns = _Columns()
     parts: dict[str, list[int] | list[float]] = {name: [] for name in SLOTS}
     walks = [_walk(tree, columns) for tree in model.trees]
@@ -55,14 +55,15 @@ def flatten(model: ModelText) -> Forest:
 
 def columns_alone(model: ModelText) -> tuple[Forest, list[list[int]]]:
     """A forest of the columns without trees, and for each tree the column of each node; errors as of `flatten`."""
-    _check(model)
+    check_supported(model, "compiled")
     columns = _Columns()
     of_nodes = [[columns.of(tree, node) for node in range(tree.n_leaves - 1)] for tree in model.trees]
     empty: dict[str, list[int] | list[float]] = {name: [] for name in SLOTS}
     return _pack(model, False, empty | columns.parts()), of_nodes
 
 
-def _check(model: ModelText) -> None:
+def check_supported(model: ModelText, predictor: str) -> None:
+    """UnsupportedModelError when LightGBM computes the score in a way that no predictor but its own does."""
     refusals = [
         (model.trees_per_iteration != 1, f"{model.trees_per_iteration} trees per iteration (multiclass)"),
         (model.average_output, "random forest averaging"),
@@ -73,7 +74,7 @@ def _check(model: ModelText) -> None:
     ]
     for refused, what in refusals:
         if refused:
-            raise UnsupportedModelError(f"model: {what} not supported by the compiled predictor; use lightgbm")
+            raise UnsupportedModelError(f"model: {what} not supported by the {predictor} predictor; use lightgbm")
 
 
 class _Columns:

@@ -170,7 +170,7 @@ def calibration_table(probability: FloatArray, y: npt.ArrayLike) -> list[dict[st
     return table
 
 
-def wilson(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+def wilson(k: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
     """The interval of a share k / n (Wilson, 1927); (0, 1) where n is 0."""
     if n == 0:
         return 0.0, 1.0

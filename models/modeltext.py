@@ -118,6 +118,8 @@ def parse(model_text: str) -> ModelText:
             f"model text feature_names: {len(names)} names for {int(header['max_feature_idx']) + 1} features; "
             "give every feature a name without blanks"
         )
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ModelError(f"model text feature_names: {twice[0]} names several features; give each a name of its own")
     return ModelText(
         objective=header.get("objective", ""),
         feature_names=names,
@@ -157,7 +159,7 @@ def _tree(block: str) -> Tree:
 
 
 def _check(model_text: str) -> None:
-    """The text is whole, and in every tree each node but the root and each leaf is the child of one node."""
+    """The text is whole, and so is every tree: see `_is_sound`."""
     head, *blocks = model_text.split("\nTree=")
     whole = head.startswith("tree\n") and "\nend of trees" in model_text
     if not whole or ("\nparameters:" in model_text and "\nend of parameters" not in model_text):
@@ -165,27 +167,55 @@ def _check(model_text: str) -> None:
             'model text: does not begin with "tree", or is cut off before "end of trees" or "end of parameters"; '
             "give a whole file as Booster.save_model writes it"
         )
-    last_feature = _fields(head).get("max_feature_idx", "")
+    header = _fields(head)
+    classes, per_iteration = (header.get(name, "").strip() for name in ("num_class", "num_tree_per_iteration"))
+    # LightGBM divides by the one and makes room for the other
+    if classes != per_iteration or not classes.isdecimal() or int(classes) == 0:
+        raise ModelError(
+            f"model text num_class, num_tree_per_iteration: {classes!r} and {per_iteration!r} are not the same number "
+            "above 0; save the model again with Booster.save_model"
+        )
     for number, block in enumerate(blocks):
         try:
-            sound = _is_sound(_fields(block), int(last_feature))
+            sound = _is_sound(_fields(block), int(header.get("max_feature_idx", "")))
         except (KeyError, ValueError):
             sound = False
         if not sound:
             raise ModelError(
-                f"model text: tree {number} lacks fields, or has children or features that do not exist; "
-                "save the model again with Booster.save_model"
+                f"model text: tree {number} lacks fields, has children, features or categories that do not exist, or "
+                "leaves that are no finite number; save the model again with Booster.save_model"
             )
 
 
 def _is_sound(fields: dict[str, str], last_feature: int) -> bool:
+    """Each node but the root and each leaf is the child of one node, leaves are finite, and categories are there."""
     leaves = int(fields["num_leaves"])
-    left, right, feature = (
+    left, right, feature, decision = (
         np.array(fields[name].split() if leaves > 1 else [], dtype=np.int64)
-        for name in ("left_child", "right_child", "split_feature")
+        for name in ("left_child", "right_child", "split_feature", "decision_type")
     )
-    if not leaves >= 1 or not len(left) == len(right) == len(feature) == leaves - 1:
+    values = np.array(fields["leaf_value"].split(), dtype=np.float64)
+    if not leaves >= 1 or not len(left) == len(right) == len(feature) == len(decision) == leaves - 1:
         return False
     children = np.sort(np.concatenate([left, right]))
     expected = np.concatenate([np.arange(-leaves, 0), np.arange(1, leaves - 1)]) if leaves > 1 else children
-    return bool(np.array_equal(children, expected) and np.all((feature >= 0) & (feature <= last_feature)))
+    categorical = (decision & CATEGORICAL) != 0
+    return bool(
+        np.array_equal(children, expected)
+        and np.all((feature >= 0) & (feature <= last_feature))
+        and np.isfinite(values).all()
+        and (not categorical.any() or _has_categories(fields, categorical))
+    )
+
+
+def _has_categories(fields: dict[str, str], categorical: npt.NDArray[np.bool_]) -> bool:
+    """The categories of each of these nodes are words of the text."""
+    which = np.array(fields["threshold"].split(), dtype=np.float64)[categorical]
+    ends, words = (np.array(fields[name].split(), dtype=np.int64) for name in ("cat_boundaries", "cat_threshold"))
+    return bool(
+        np.all((which >= 0) & (which < len(ends) - 1))
+        and len(ends) == int(fields["num_cat"]) + 1
+        and ends[0] == 0
+        and np.all(np.diff(ends) >= 0)
+        and ends[-1] <= len(words)
+    )

@@ -18,12 +18,10 @@ from features.block import FloatArray, IntArray
 from models.calibrate import Calibration
 from models.errors import ModelError
 
-__all__ = ["Gate", "OnlineCalibrator", "log_loss"]
+__all__ = ["Gate", "OnlineCalibrator"]
 
 #: raw scores are taken relative to this one, about that of a rare class, so that slope and level are learned apart
 _CENTER = -4.0
-#: a probability is never taken for certain
-_CERTAIN = 1e-12
 #: fewer rounds than this have no spread worth the name
 _ROUNDS_MIN = 8
 
@@ -84,13 +82,6 @@ class OnlineCalibrator:
         if self.slope <= 0:
             return None
         return Calibration("platt", a=self.slope, b=self.level - self.slope * _CENTER, version=version)
-
-
-def log_loss(y: IntArray, probability: FloatArray) -> FloatArray:
-    """(n,) of each row."""
-    p = np.clip(probability, _CERTAIN, 1.0 - _CERTAIN)
-    loss: FloatArray = -np.where(y == 1, np.log(p), np.log1p(-p))
-    return loss
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from models.forest import flatten
 from models.forestfile import write_forest
 from models.lightgbm import LightGBMPredictor
 from models.modeltext import parse
-from models.predictor import ColumnSelect, Predictor
+from models.predictor import ColumnSelect, Predictor, PredictorKind
 
 __all__ = [
     "FORMAT_VERSION",
@@ -156,11 +156,16 @@ def column_index(model_features: Sequence[str], matrix_features: Sequence[str]) 
     if missing:
         unused = [name for name in matrix_features if name not in set(model_features)]
         raise PackageError(
-            f"features: the model needs {', '.join(missing)}, which the feature set does not have "
+            f"features: the model needs {_some(missing)}, which the feature set does not have "
             f"(it has, unused by the model: {', '.join(unused) or 'none'}); "
             "train the model on this feature set's names, or run the feature set it was trained on"
         )
     return np.array([place[name] for name in model_features], dtype=np.int64)
+
+
+def _some(names: Sequence[str], most: int = 20) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def category_codes(features: FeatureSet) -> dict[str, dict[str, int]]:
@@ -238,6 +243,7 @@ def load_package(
     features: Sequence[str] | None = None,
     schema_hash: str | None = None,
     categories: Mapping[str, Mapping[str, int]] | None = None,
+    predictor: PredictorKind = "auto",
 ) -> LoadedModel:
     """Load a package and prove it right.
 
@@ -245,8 +251,9 @@ def load_package(
        may be unknown).
     2. The sha256 of every file.
     3. The model's features among ``features``, the columns of the matrices to be scored (default: the model's own).
-    4. The golden batch, scored by the chosen predictor, bit for bit; the compiled one takes the flattened forest of the
-       package, where it has one that these kernels read.
+    4. The golden batch, scored by the chosen predictor, bit for bit (that of a graphics card, which ``predictor`` must
+       ask for: within its tolerance); the compiled one takes the flattened forest of the package, where it has one
+       that these kernels read.
 
     Raises PackageError at the first that fails, naming both sides and the remedy.
     """
@@ -265,7 +272,7 @@ def load_package(
         text = contents["model.txt"].decode("utf-8")
         with np.load(BytesIO(contents["golden.npz"]), allow_pickle=False) as arrays:
             x, raw = np.ascontiguousarray(arrays["x"], np.float64), np.asarray(arrays["raw"], np.float64)
-        choice = choose(text, (x, raw), contents.get("forest.npz"))
+        choice = choose(text, (x, raw), contents.get("forest.npz"), predictor)
         conformal = Conformal.from_json(manifest.conformal) if manifest.conformal else None
     except PackageError as error:
         raise PackageError(f"{directory}: {error}") from error
@@ -273,10 +280,10 @@ def load_package(
         raise PackageError(
             f"{directory}: the model cannot be used ({error}); package it again{_other_libraries(manifest)}"
         ) from error
-    predictor: Predictor = choice.predictor
+    chosen: Predictor = choice.predictor
     if features is not None and tuple(features) != manifest.features:
-        predictor = ColumnSelect(predictor, index, len(features))
-    return LoadedModel(manifest, predictor, manifest.calibration, choice, index, text, conformal)
+        chosen = ColumnSelect(chosen, index, len(features))
+    return LoadedModel(manifest, chosen, manifest.calibration, choice, index, text, conformal)
 
 
 def _check_categories(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
 from features.block import FloatArray, IntArray
 from models.errors import ModelError
 
-__all__ = ["ColumnSelect", "Predictor", "as_matrix"]
+__all__ = ["ColumnSelect", "Predictor", "PredictorKind", "as_matrix"]
+
+#: what may be asked for; ``auto``: the fastest of those that are bit-equal to LightGBM, which ``gpu`` is not
+PredictorKind = Literal["auto", "lightgbm", "compiled", "gpu"]
 
 
 class Predictor(Protocol):

@@ -19,6 +19,7 @@ from typing import TextIO
 
 from models.errors import ModelError
 from models.package import Draft, LoadedModel, Manifest, load_package, read_manifest, write_files
+from models.predictor import PredictorKind
 
 __all__ = ["ALIASES", "REFERENCES", "Change", "Entry", "Registry", "check_name"]
 
@@ -65,8 +66,10 @@ class Registry:
     are of a writer that died before its rename: they never were.
     """
 
-    def __init__(self, root: str | os.PathLike[str]) -> None:
+    def __init__(self, root: str | os.PathLike[str], predictor: PredictorKind = "auto") -> None:
+        """``predictor``: which one its packages are loaded with."""
         self.root = Path(root)
+        self._predictor = predictor
 
     def add(self, draft: Draft, alias: str | None = None) -> Manifest:
         """Store ``draft`` as the next version of its name, then point ``alias`` at it."""
@@ -195,7 +198,7 @@ class Registry:
         categories: Mapping[str, Mapping[str, int]] | None = None,
     ) -> LoadedModel:
         """Load and verify a package, see `load_package`."""
-        return load_package(self.resolve(reference), features, schema_hash, categories)
+        return load_package(self.resolve(reference), features, schema_hash, categories, self._predictor)
 
     def fingerprint(self, reference: str) -> str:
         """The sha256 of a package's manifest, which has those of its files; ModelError as of `resolve`."""
@@ -240,10 +243,21 @@ class Registry:
             self._point("clear", alias, None, reason=reason)
         return before
 
-    def rollback(self, features: Sequence[str] | None = None, schema_hash: str | None = None) -> str:
+    def rollback(
+        self,
+        features: Sequence[str] | None = None,
+        schema_hash: str | None = None,
+        reason: str = "",
+        expected: str | None = None,
+    ) -> str:
         """Make the champion before the present one champion again, once it is verified as by `get`; returns its
-        "name@version". Again: the one before that."""
+        "name@version". Again: the one before that. ModelError: with ``expected``, where another one is champion."""
         with self._locked():
+            present = self._pointers().get("champion")
+            if expected not in (None, present):
+                raise ModelError(
+                    f"rollback: champion is {present or 'nothing'} by now, not {expected}; nothing is changed"
+                )
             label = self.previous
             if label is None:
                 raise ModelError(
@@ -251,7 +265,7 @@ class Registry:
                     "choose a version with `headrace models promote NAME@VERSION`"
                 )
             self.get(label, features, schema_hash)
-            self._point("rollback", "champion", label)
+            self._point("rollback", "champion", label, reason=reason)
         return label
 
     def _point(

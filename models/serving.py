@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from features.block import FloatArray, IntArray
 from models.explain import Explainer, explainer_of
@@ -32,6 +33,12 @@ class Serving:
         if self.model is None:
             return np.full(len(x), np.nan), np.full(len(x), np.nan)
         return self.model.score(x)
+
+    def sets(self, raw: FloatArray) -> npt.NDArray[np.int8] | None:
+        """(n,) which labels the raw scores (n,) leave possible, see `Conformal.sets`; None where nothing says."""
+        if self.model is None or self.model.conformal is None:
+            return None
+        return self.model.conformal.sets(raw)
 
     def reasons(self, x: FloatArray, score: FloatArray, partitions: IntArray, offsets: IntArray) -> Reasons | None:
         """Why the rows that the policy chooses have their scores, None where it chooses none of them.

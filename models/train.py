@@ -11,9 +11,9 @@ import numpy.typing as npt
 
 from features.block import BoolArray, FloatArray, IntArray
 from models.boosting import FRAUD_PARAMS, FRAUD_ROUNDS, Rows, Settings, Steps, fit
-from models.budget import LEAF_PARTS, cut_to, shrink
+from models.budget import LEAF_PARTS, MEASURED_ROWS, cut_to, shrink
 from models.calibrate import Calibration, CalibrationMethod, fit_calibration
-from models.conformal import coverage, fit_conformal
+from models.conformal import carried_over, coverage, fit_conformal
 from models.errors import ModelError
 from models.folds import DAY_MS, Folds, Split
 from models.histogram import reference
@@ -26,11 +26,13 @@ from models.search import search
 __all__ = ["DAY_MS", "Recipe", "Split", "Tested", "Trained", "train_fraud"]
 
 
+#: fewer rows do not say where a model puts its scores
+_CARRY_ROWS_MIN = 1000
 #: for the manifest
 _PROTOCOL = (
-    "folds of the training range by time: fit, validation (where settings were chosen), calibration; the model is then "
-    "trained on all of it; labels come before the test range; test rows of cards with a fraud known by their day, "
-    "counted from known_from or train_from, are not measured"
+    "folds of the training range by time: fit, validation (where settings were chosen, validation_gap_ms after the end "
+    "of fit), calibration; the model is then trained on all of it; labels come before the test range; test rows of "
+    "cards with a fraud known by their day, counted from known_from or train_from, are not measured"
 )
 
 
@@ -100,7 +102,8 @@ class Trained:
 
     ``evaluation``: ``intervals`` of the metrics (`metric_intervals`; absent without resamples) and the
     ``calibration_table``. ``conformal``: `Conformal.to_json`, how many rows of each class the ``fold`` had
-    that it is of, and what is ``measured`` on all rows of the test range.
+    that it is of, how many rows it was ``carried_by`` (0: it was not), and what is ``measured`` on all rows of the
+    test range.
     ``reference``: `models.histogram.reference` of the test range's rows, which the model was not trained on.
     """
 
@@ -160,7 +163,8 @@ def train_fraud(
     2. The model returned is trained on the whole range, and cut to the budget.
     3. Another one of the same settings, trained on the rows before the calibration's fold, scores it; calibration and
        conformal thresholds are fitted to these scores. The model returned has seen more rows than this one, which the
-       test's Brier score, log loss and coverage include.
+       test's Brier score and log loss include; the thresholds are carried over to it by the rows whose labels are still
+       waited for when the training ends (`models.conformal.carried_over`).
     4. The test range is measured once. Nothing is chosen by it.
 
     ``progress(done, all)`` is called after each boosting round. ``num_threads`` changes nothing but the time.
@@ -175,13 +179,20 @@ def train_fraud(
 
     text = fit(data, folds.train, settings, num_threads, steps).text
     if recipe.budget_us is not None:
-        cut = cut_to(text, recipe.budget_us, data.matrix(folds.train))
+        cut = cut_to(text, recipe.budget_us, data.matrix(folds.train, MEASURED_ROWS))
         text, settings = cut.text, settings.changed(rounds=cut.rounds)
         chosen["budget"] |= {"us_per_row": cut.us_per_row, "rounds": cut.rounds}
     first = fit(data, folds.train & ~folds.calibration, settings, num_threads, steps)
     raw = LightGBMPredictor(first.text).predict_raw(data.matrix(folds.calibration))
     calibration = fit_calibration(recipe.calibration, raw, labels[folds.calibration])
     conformal = fit_conformal(raw, labels[folds.calibration], recipe.alpha)
+    waiting = (event_time_ms >= split.train_to) & (event_time_ms < split.train_to + split.label_delay_ms)
+    carried_by = int(waiting.sum())
+    if carried_by >= _CARRY_ROWS_MIN:
+        after = LightGBMPredictor(text, num_threads).predict_raw(data.matrix(waiting))
+        conformal = carried_over(conformal, raw, after)
+    else:
+        carried_by = 0
 
     all_raw = LightGBMPredictor(text, num_threads).predict_raw(data.matrix(folds.test))
     measured = _unknown(split, event_time_ms, card, labels)[folds.test]
@@ -196,7 +207,11 @@ def train_fraud(
         training=_training(split, folds, labels, settings) | chosen,
         evaluation=_evaluation(tested, recipe),
         conformal=conformal.to_json()
-        | {"fold": _classes(labels[folds.calibration]), "measured": coverage(conformal, all_raw, labels[folds.test])},
+        | {
+            "fold": _classes(labels[folds.calibration]),
+            "carried_by": carried_by,
+            "measured": coverage(conformal, all_raw, labels[folds.test], card[folds.test]),
+        },
         reference=reference(data.matrix(folds.test), features, calibration.apply(all_raw)),
         tested=tested,
     )
@@ -219,6 +234,7 @@ def _training(split: Split, folds: Folds, y: npt.NDArray[np.int8], settings: Set
         "frauds": int(y[folds.train].sum()),
         "protocol": _PROTOCOL,
         "validation_from": folds.validation_from,
+        "validation_gap_ms": folds.gap_ms,
         "calibration_from": folds.calibration_from,
         "rounds": settings.rounds,
         "params": dict(settings.params),

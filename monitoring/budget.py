@@ -32,7 +32,8 @@ _NAN_SHARE_MAX = 0.25
 @dataclass(frozen=True, slots=True)
 class Watch:
     """One statistic of one subject. ``bad``: the direction that is an alarm. ``floor``: a value (``distance``) or a
-    change (else) below which there is none; ``relative_floor``: the same as a share of the reference's value."""
+    change (else) below which there is none; ``relative_floor``: the same as a share of the reference's value.
+    ``then_rows``: of a distance from something else than the reference, how many rows that has."""
 
     kind: str
     subject: str
@@ -41,6 +42,12 @@ class Watch:
     floor: float
     distance: bool = False
     relative_floor: float = 0.0
+    then_rows: int | None = None
+
+    @property
+    def power(self) -> float:
+        """A distance shrinks with rows to the minus this: by chance alone a window of more is nearer."""
+        return 0.5 if self.measure.startswith("ks") else 1.0
 
 
 @dataclass(frozen=True)
@@ -76,7 +83,7 @@ class Limits:
         """(m,) whether a distance; the power of rows by which it shrinks; the sign of what is bad, 0 for both."""
         return (
             np.array([w.distance for w in self.watches], np.bool_),
-            np.array([0.5 if w.measure == "ks" else 1.0 for w in self.watches]),
+            np.array([w.power for w in self.watches]),
             np.array([{"high": 1.0, "low": -1.0, "both": 0.0}[w.bad] for w in self.watches]),
         )
 
@@ -109,7 +116,8 @@ def calibrate(
     """Limits of ``watches`` for windows of ``window`` periods, by replaying the reference.
 
     ``periods`` (P, size) are its periods' counts and ``rows`` (P,) their rows. ``values_of(now, then)`` gives the
-    watches' values of windows ``now`` (k, size) against ``then`` (k, size).
+    watches' values of windows ``now`` (k, size) against ``then`` (k, size). The limit of a watch with ``then_rows`` is
+    how far windows of a world like that of the reference are from so many rows of it.
     """
     p = len(periods)
     totals = np.concatenate([np.zeros((1, periods.shape[1]), np.int64), np.cumsum(periods, 0)])
@@ -130,6 +138,12 @@ def calibrate(
         of = np.array([w.distance and w.measure == measure for w in watches]) & ~absent
         if of.any():
             spread[of] = np.maximum(spread[of], np.median(spread[of]))
+    usual, mine = float(rows.mean()) * window, float(rows.sum())
+    for i, watch in enumerate(watches):
+        if watch.then_rows:
+            # replayed against the rest of the reference; what it will be held against has other rows
+            ratio = (1 / usual + 1 / watch.then_rows) / (1 / usual + 1 / max(mine - usual, 1.0))
+            center[i] += watch.power * np.log(ratio)
     quantile = np.where([w.bad == "both" for w in watches], *student_t.isf([chance / 2, chance], p - 1))
     limit = quantile * spread * np.sqrt(1 + window / p)
     for i, watch in enumerate(watches):
@@ -139,7 +153,7 @@ def calibrate(
             limit[i] = max(limit[i], watch.floor, watch.relative_floor * abs(center[i]), _TINY)
     limit[absent] = np.inf
     center[absent] = 0.0
-    return Limits(tuple(watches), center, limit, float(rows.mean()) * window, chance)
+    return Limits(tuple(watches), center, limit, usual, chance)
 
 
 def _moments(y: FloatArray, absent: BoolArray) -> tuple[FloatArray, FloatArray]:

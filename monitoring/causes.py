@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from monitoring.alerts import SEVERITIES
+
 __all__ = ["LABELLED_KINDS", "LENGTH_MS", "SPAN_MS", "Causes"]
 
 #: as long as the longest window of the watches, a week, sees what has changed; and a day
@@ -23,7 +25,6 @@ LENGTH_MS = 2 * SPAN_MS
 LABELLED_KINDS = frozenset({"performance_drift", "calibration_drift", "list_performance"})
 #: incidents of a group that are remembered, and members that are listed of each
 _INCIDENTS, _MEMBERS = 64, 50
-_SEVERITIES = ("warning", "critical")
 
 
 class Causes:
@@ -85,5 +86,5 @@ def _join(incident: dict[str, Any], finding: Mapping[str, Any]) -> None:
         evidence["members"] = [*evidence["members"], _member(finding)]
     else:
         evidence["members_beyond"] = evidence.get("members_beyond", 0) + 1
-    severity = max(alert["severity"], finding["severity"], key=_SEVERITIES.index)
+    severity = max(alert["severity"], finding["severity"], key=SEVERITIES.index)
     incident["alert"] = alert | {"severity": severity, "evidence": evidence}

@@ -14,6 +14,7 @@ from features.block import FloatArray, IntArray
 from monitoring.bins import BINS, FINE, MISSING, UNSEEN, fine_probabilities
 from monitoring.budget import Watch
 from monitoring.settings import MonitorSettings
+from monitoring.trained import Trained
 
 __all__ = [
     "SEGMENT_VALUES",
@@ -37,15 +38,22 @@ _SEGMENT_ROWS_MIN = 100
 @dataclass(frozen=True, slots=True)
 class ScoredLayout:
     """Where a period's counts lie: ``head`` rows and rows acted on; ``columns`` (d + 1, 18), the features and last the
-    score; ``fine`` (240,) the scores; ``segments`` (s, 16, 18), the scores by segment value."""
+    score; ``fine`` (240,) the scores; ``segments`` (s, 16, 18), the scores by segment value; where there is a package
+    to compare with, ``trained`` (d + 1, 18), the columns in the bins of its histograms."""
 
     columns: int
     segments: int
+    has_trained: bool = False
+
+    @property
+    def own_size(self) -> int:
+        """Length of the vector without ``trained``."""
+        return 2 + FINE + BINS * (self.columns + self.segments * (SEGMENT_VALUES + 1))
 
     @property
     def size(self) -> int:
         """Length of the vector."""
-        return 2 + FINE + BINS * (self.columns + self.segments * (SEGMENT_VALUES + 1))
+        return self.own_size + (BINS * self.columns if self.has_trained else 0)
 
     def head(self, counts: IntArray) -> IntArray:
         """(.., 2) view of ``counts`` (.., size), as are the others."""
@@ -62,8 +70,12 @@ class ScoredLayout:
 
     def by_segment(self, counts: IntArray) -> IntArray:
         """(.., s, 16, 18)."""
-        part = counts[..., 2 + FINE + BINS * self.columns :]
+        part = counts[..., 2 + FINE + BINS * self.columns : self.own_size]
         return part.reshape(*counts.shape[:-1], self.segments, SEGMENT_VALUES + 1, BINS)
+
+    def trained(self, counts: IntArray) -> IntArray:
+        """(.., d + 1, 18)."""
+        return counts[..., self.own_size :].reshape(*counts.shape[:-1], self.columns, BINS)
 
 
 def distances(now: IntArray, then: IntArray) -> FloatArray:
@@ -108,13 +120,16 @@ def average_precision(negatives: FloatArray, positives: FloatArray) -> FloatArra
     return ap
 
 
-def scored_watches(settings: MonitorSettings, segment_values: tuple[tuple[str, ...], ...]) -> list[Watch]:
-    """What `scored_values` are the values of, in its order, for one window."""
+def scored_watches(
+    settings: MonitorSettings, segment_values: tuple[tuple[str, ...], ...], trained: Trained | None
+) -> list[Watch]:
+    """What `scored_values` are the values of, in its order, for one window. The distances from what the model was made
+    on are measures ``psi_trained`` and so on of the same subjects, so that one cause is one incident."""
     floors = {"psi": settings.psi_min, "js": settings.psi_min / 8, "ks": np.sqrt(settings.psi_min / 8)}
     subjects = [*(("input_drift", name) for name in settings.features), ("score_drift", "score")]
     watches = [Watch(kind, name, m, "high", floors[m], True) for kind, name in subjects for m in _MEASURES]
     names = (*settings.features, "score")
-    watches += [Watch("missing_rate", name, "missing_rate", "high", settings.rate_min) for name in names]
+    watches += [Watch("missing_rate", name, "missing_rate", "both", settings.rate_min) for name in names]
     watches += [Watch("unseen_rate", name, "unseen_rate", "high", settings.rate_min) for name in settings.features]
     watches.append(Watch("score_drift", "score", "alert_rate", "both", settings.rate_min))
     watches.append(
@@ -124,16 +139,22 @@ def scored_watches(settings: MonitorSettings, segment_values: tuple[tuple[str, .
         for value in values:
             watches.append(Watch("segment_drift", f"{name}={value}", "psi", "high", settings.psi_min, True))
         watches.append(Watch("unseen_rate", name, "unseen_rate", "high", settings.rate_min))
+    if trained is not None:
+        for j in trained.known.tolist():
+            (kind, name), rows = subjects[j], int(trained.rows[j])
+            watches += [Watch(kind, name, f"{m}_trained", "high", floors[m], True, 0.0, rows) for m in _MEASURES]
     return watches
 
 
-def scored_values(layout: ScoredLayout, known_values: Sequence[int], now: IntArray, then: IntArray) -> FloatArray:
+def scored_values(
+    layout: ScoredLayout, known_values: Sequence[int], known_columns: Sequence[int], now: IntArray, then: IntArray
+) -> FloatArray:
     """(k, watches of `scored_watches`): how far k windows of counts ``now`` (k, size) are from ``then`` (k or 1, size).
-    ``known_values`` (s,): how many values of each segment are watched. NaN: nothing to tell it by."""
-    columns, reference = layout.matrix(now), layout.matrix(then)
-    far = distances(columns[..., :MISSING], reference[..., :MISSING])
+    ``known_values`` (s,): how many values of each segment are watched, ``known_columns`` of which columns the package
+    tells. NaN: nothing to tell it by."""
+    columns = layout.matrix(now)
+    far = _far(columns, layout.matrix(then))
     known = columns[..., :MISSING].sum(-1)
-    far[known == 0] = np.nan  # all missing: the missing rate says so
     rows = columns.sum(-1)
     fine = layout.fine(now)
     p = fine_probabilities()
@@ -158,7 +179,18 @@ def scored_values(layout: ScoredLayout, known_values: Sequence[int], now: IntArr
         with np.errstate(invalid="ignore", divide="ignore"):
             other = segments[:, s, -1].sum(-1) / total
         parts += [psi[:, :count], other[:, None]]
+    if layout.has_trained:
+        at = list(known_columns)
+        parts.append(_far(layout.trained(now)[:, at], layout.trained(then)[:, at]).reshape(len(now), -1))
     return np.concatenate(parts, 1)
+
+
+def _far(now: IntArray, then: IntArray) -> FloatArray:
+    """(k, c, 3) `distances` of c columns of counts (k, c, 18), by their values that are not missing. NaN: all are,
+    which the missing rate says."""
+    far = distances(now[..., :MISSING], then[..., :MISSING])
+    far[now[..., :MISSING].sum(-1) == 0] = np.nan
+    return far
 
 
 def mean_steps(layout: ScoredLayout, counts: IntArray, psi_min: float) -> FloatArray:

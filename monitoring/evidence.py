@@ -42,10 +42,9 @@ def change_point(deviation: FloatArray) -> int:
 
 def _series(track: Track, watch: Watch) -> tuple[FloatArray, FloatArray]:
     """(values, deviations from the usual) (h,) of the kept periods, one by one, of what ``watch`` looks at."""
-    total = track.reference.sum(0)[None]
     if watch in track.family.watches:
         j = track.family.watches.index(watch)
-        values = track.family.values(track.counts, total)[:, j]
+        values = track.family.values(track.counts, track.then)[:, j]
         center = track.limits[0].center[j]
         if watch.distance:
             return values, np.log(values + 1e-7) - center

@@ -19,7 +19,7 @@ class Family:
     ``values(now, then)`` (k, watches) of windows of counts. ``series(counts)`` (k, u) what River's detectors see of
     single periods, of the subjects ``detected`` (kind, subject; u of them), ``steps(counts)`` (u,) the smallest
     change of it that matters, of the whole reference. ``error_rate(counts)`` that of the reference; None: rows have
-    no errors.
+    no errors. ``against(counts)`` (size,) what windows are held against, of the whole reference.
     """
 
     name: str
@@ -30,6 +30,7 @@ class Family:
     steps: Callable[[IntArray], FloatArray]
     detected: tuple[tuple[str, str], ...]
     error_rate: Callable[[IntArray], float] | None = None
+    against: Callable[[IntArray], IntArray] = lambda counts: counts
 
     def detector_watches(self, settings: MonitorSettings) -> list[Watch]:
         """Those of the detectors: of each all subjects, then those of errors."""

@@ -18,6 +18,7 @@ from monitoring.performance import LAYOUT
 from monitoring.periods import LATE, Periods, Run
 from monitoring.samples import Samples, row_hash
 from monitoring.settings import MonitorError, MonitorSettings
+from monitoring.trained import Trained
 
 __all__ = ["ERRORS", "LabelledHalf", "LabelledPeriod", "OpenPeriod", "ScoredHalf", "ScoredPeriod"]
 
@@ -197,14 +198,19 @@ class _Half(ABC, Generic[P]):
 
 class ScoredHalf(_Half[ScoredPeriod]):
     """Scored rows by period. ``bins`` and ``segment_values`` are None until they are known: the first rows are kept and
-    counted once there are enough of them to tell."""
+    counted once there are enough of them to tell. ``trained``: they are counted in its bins too."""
 
     def __init__(
-        self, settings: MonitorSettings, bins: Bins | None, segment_values: tuple[tuple[str, ...], ...] | None
+        self,
+        settings: MonitorSettings,
+        bins: Bins | None,
+        segment_values: tuple[tuple[str, ...], ...] | None,
+        trained: Trained | None = None,
     ) -> None:
         super().__init__(settings, settings.lateness_ms)
-        self.layout = ScoredLayout(len(settings.features) + 1, len(settings.segments))
-        self.bins, self.segment_values = bins, segment_values
+        self.layout = ScoredLayout(len(settings.features) + 1, len(settings.segments), trained is not None)
+        self.bins, self.segment_values, self.trained = bins, segment_values, trained
+        self._none_discrete = np.zeros(self.layout.columns, np.bool_)
 
     def make_period(self) -> ScoredPeriod:
         return ScoredPeriod(self.layout.size, self.layout.columns)
@@ -241,6 +247,10 @@ class ScoredHalf(_Half[ScoredPeriod]):
             count_matrix(x, run.slot, number, edges[:-1], discrete[:-1], matrix[:-1])
             count_matrix(score[:, None], run.slot, number, edges[-1:], discrete[-1:], matrix[-1:])
             count_scores(score, run.slot, number, self.settings.threshold, layout.head(counts), layout.fine(counts))
+            if self.trained is not None:
+                edges_then, plain, then = self.trained.edges, self._none_discrete, layout.trained(counts)
+                count_matrix(x, run.slot, number, edges_then[:-1], plain[:-1], then[:-1])
+                count_matrix(score[:, None], run.slot, number, edges_then[-1:], plain[-1:], then[-1:])
             if segments:
                 by_segment, bins = layout.by_segment(counts), np.empty(len(score), np.int64)
                 bin_of(score, edges[-1], bool(discrete[-1]), bins)

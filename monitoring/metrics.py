@@ -105,7 +105,7 @@ METRICS: tuple[Metric, ...] = (
     _counter("partition_assignments", "Partitions given to this worker, each time counted"),
     _counter("rebalances", "Changes of what this worker is assigned, as seen once a second"),
     _gauge("recovery_seconds", "What the first recovery took, from the assignment on"),
-    Metric("score_latency_seconds", "histogram", "From a transaction's timestamp until its score is encoded"),
+    Metric("score_latency_seconds", "histogram", "From an event's timestamp until its score or list is encoded"),
     Metric("scores", "histogram", "Scores of this worker"),
     _counter("checkpoints_written", "Checkpoints written"),
     _gauge("checkpoint_age_seconds", "Since the last checkpoint of any partition was written"),

@@ -57,6 +57,7 @@ from monitoring.performance import (
 from monitoring.reference import Reference
 from monitoring.settings import MonitorError, MonitorSettings
 from monitoring.track import Finding, Track
+from monitoring.trained import Trained
 
 __all__ = ["Monitor", "build_reference"]
 
@@ -66,9 +67,12 @@ _CRITICAL = 2.0
 
 class Monitor:
     """See the module. ``reference`` of the model that is watched; None: learned from the first periods, and then in
-    `reference`. MonitorError: a reference of other settings."""
+    `reference`. ``trained``: the present is held against what the model was made on too, by limits from the learned
+    reference: how far windows of its world are apart by chance. MonitorError: a reference of other settings."""
 
-    def __init__(self, settings: MonitorSettings, reference: Reference | None = None) -> None:
+    def __init__(
+        self, settings: MonitorSettings, reference: Reference | None = None, trained: Trained | None = None
+    ) -> None:
         for option, errors in (("detectors", False), ("error_detectors", True)):
             usable = [name for name, kind in DETECTORS.items() if kind.errors == errors]
             for name in getattr(settings, option):
@@ -76,16 +80,23 @@ class Monitor:
                     raise MonitorError(f"{option}: {name!r} is none of them; use some of {', '.join(usable)}")
         if reference is not None:
             reference.check(settings)
+            if trained is not None:
+                raise MonitorError("trained: a reference that is given has no counts in its bins; give one of the two")
+        if trained is not None and len(trained.edges) != len(settings.features) + 1:
+            raise MonitorError(
+                f"trained: it is of {len(trained.edges) - 1} features, the settings name {len(settings.features)}; "
+                "read it for these"
+            )
         self.settings = settings
         self._given = reference
         self._first = FirstRows(settings)
-        self._scored = ScoredHalf(settings, None, None)
+        self._scored = ScoredHalf(settings, None, None, trained)
         self._scored_track: Track | None = None
         self._labelled = LabelledHalf(settings)
         labelled = _labelled_family(settings)
         # the segments' values may not be known yet, how many there can be is
         spare = tuple(tuple("" for _ in range(SEGMENT_VALUES)) for _ in settings.segments)
-        watches = labelled.count(settings) + _scored_family(settings, spare).count(settings)
+        watches = labelled.count(settings) + _scored_family(settings, spare, trained).count(settings)
         self._chance = chance_per_watch(settings, watches)
         given = reference.labelled if reference is not None and len(reference.labelled) else None
         self._labelled_track = Track(settings, labelled, self._chance, given)
@@ -95,6 +106,11 @@ class Monitor:
         self._card_precision: list[tuple[int, float]] = []
         if reference is not None:
             self._set_bins(reference.bins, reference.segment_values, reference.scored)
+
+    @property
+    def trained(self) -> Trained | None:
+        """What the model was made on, as given."""
+        return self._scored.trained
 
     @property
     def reference(self) -> Reference | None:
@@ -110,7 +126,7 @@ class Monitor:
             self.settings.segments,
             self._scored.segment_values,
             self._scored.bins,
-            track.reference,
+            track.reference[:, : self._scored.layout.own_size],
             labelled.reference[:0] if labelled.learning else labelled.reference,
         )
 
@@ -142,7 +158,7 @@ class Monitor:
 
     def _set_bins(self, bins: Bins, segment_values: tuple[tuple[str, ...], ...], reference: IntArray | None) -> None:
         self._scored.bins, self._scored.segment_values = bins, segment_values
-        family = _scored_family(self.settings, segment_values)
+        family = _scored_family(self.settings, segment_values, self._scored.trained)
         self._scored_track = Track(self.settings, family, self._chance, reference)
 
     def _close_scored(self, number_: int, period: ScoredPeriod, alerts: list[Alert]) -> None:
@@ -150,8 +166,11 @@ class Monitor:
         assert track is not None and bins is not None
         finding = track.close(number_, period.counts, period.times)
         if finding is not None:
-            matrices = np.stack([layout.matrix(track.reference.sum(0)), layout.matrix(period.counts)])
-            evidence = scored_evidence(track, self.settings, finding, bins.edges, matrices, period.samples)
+            edges, of, trained = bins.edges, layout.matrix, self._scored.trained
+            if trained is not None and finding.watches[finding.opened[0]].then_rows is not None:
+                edges, of = trained.edges, layout.trained
+            matrices = np.stack([of(track.then[0]), of(period.counts)])
+            evidence = scored_evidence(track, self.settings, finding, edges, matrices, period.samples)
             alerts.append(self._alert(track, finding, period.times, evidence))
 
     def _close_labelled(self, number_: int, period: LabelledPeriod, alerts: list[Alert]) -> None:
@@ -204,7 +223,9 @@ class Monitor:
                 half["left_out"] = sorted({f"{track.watches[i].subject}/{track.watches[i].measure}" for i in left_out})
                 half["strongest"] = number(float(track.strength.max(initial=0.0)))
                 if track.judged:
-                    half["psi"] = self._psi(track)
+                    half["psi"] = self._psi(track, "psi")
+                    if self._scored.trained is not None and track is self._scored_track:
+                        half["psi_trained"] = self._psi(track, "psi_trained")
             out[track.family.name] = half
         labelled = self._labelled_track
         if labelled.judged:
@@ -213,12 +234,12 @@ class Monitor:
             out["labelled"]["card_precision"] = [number(v) for _, v in self._card_precision]
         return out
 
-    def _psi(self, track: Track) -> dict[str, float | None]:
+    def _psi(self, track: Track, measure: str) -> dict[str, float | None]:
         """By subject, of the longest window."""
         now = track.counts[track.period > track.period[-1] - self.settings.windows[-1]].sum(0)
-        values = track.family.values(now[None], track.reference.sum(0)[None])[0]
+        values = track.family.values(now[None], track.then)[0]
         named = zip(track.family.watches, values.tolist(), strict=True)
-        return {watch.subject: number(value) for watch, value in named if watch.measure == "psi"}
+        return {watch.subject: number(value) for watch, value in named if watch.measure == measure}
 
     def state(self) -> Arrays:
         """All that later alerts depend on, as plain arrays in canonical form: equal for equal logs however they were
@@ -300,17 +321,28 @@ def _enough(periods: list[IntArray], size: int, settings: MonitorSettings) -> In
     return np.array([c for c in periods if c[0] >= settings.rows_min], np.int64).reshape(-1, size)
 
 
-def _scored_family(settings: MonitorSettings, segment_values: tuple[tuple[str, ...], ...]) -> Family:
-    layout = ScoredLayout(len(settings.features) + 1, len(settings.segments))
+def _scored_family(
+    settings: MonitorSettings, segment_values: tuple[tuple[str, ...], ...], trained: Trained | None
+) -> Family:
+    layout = ScoredLayout(len(settings.features) + 1, len(settings.segments), trained is not None)
     known = [len(values) for values in segment_values]
+    columns = [] if trained is None else trained.known.tolist()
+
+    def against(counts: IntArray) -> IntArray:
+        then = counts.copy()
+        if trained is not None:
+            layout.trained(then)[:] = trained.counts
+        return then
+
     return Family(
         name="scored",
         size=layout.size,
-        watches=tuple(scored_watches(settings, segment_values)),
-        values=lambda now, then: scored_values(layout, known, now, then),
+        watches=tuple(scored_watches(settings, segment_values, trained)),
+        values=lambda now, then: scored_values(layout, known, columns, now, then),
         series=lambda counts: mean_bins(layout, counts),
         steps=lambda counts: mean_steps(layout, counts, settings.psi_min),
         detected=(*(("input_drift", name) for name in settings.features), ("score_drift", "score")),
+        against=against,
     )
 
 

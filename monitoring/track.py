@@ -106,7 +106,6 @@ class Track:
 
     def _judge(self, period: int, counts: IntArray, errors: FloatArray) -> tuple[FloatArray, FloatArray]:
         """(strength, value) of all watches (m,), of the windows that end with ``period``."""
-        total = self.reference.sum(0)[None]
         strengths, values = [], []
         for window, limits in zip(self.settings.windows, self.limits, strict=True):
             now = self.counts[self.period > period - window].sum(0)
@@ -115,10 +114,15 @@ class Track:
                 strengths.append(np.zeros(len(limits.watches)))
                 values.append(np.full(len(limits.watches), np.nan))
                 continue
-            values.append(self.family.values(now[None], total)[0])
+            values.append(self.family.values(now[None], self.then)[0])
             strengths.append(limits.strength(values[-1], rows))
         heard, seen = self.panel.step(counts, errors)
         return np.concatenate([*strengths, heard]), np.concatenate([*values, seen])
+
+    @property
+    def then(self) -> IntArray:
+        """(1, size) what windows are held against."""
+        return self.family.against(self.reference.sum(0))[None]
 
     def limits_of(self, i: int, value: float) -> tuple[float, float]:
         """(threshold, expected value) of watch i of `watches`, which has this value; of a detector its sensitivity and

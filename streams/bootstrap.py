@@ -27,6 +27,7 @@ from streams.pipelines.fraud_stages import label_targets
 from streams.rows import NO_ROWS, Rows
 from streams.shuffle import TO_ALL, Shuffled
 from streams.topics import BY_TERMINAL, LABELS, TRANSACTIONS
+from streams.widths import note_of
 
 __all__ = ["BootstrapError", "Built", "PartitionFigures", "Seam", "build", "find_seam", "install", "topics_of"]
 
@@ -311,7 +312,9 @@ def install(
             store.save(meta, arrays)
             store.save_seam(meta, arrays)
         try:
-            _commit(consumer, group, seams)
+            _commit(
+                consumer, group, seams, note_of({name: pipeline.infos[name].partitions for name in pipeline.inputs})
+            )
         except CommitFailed as exc:
             _forget(store, pipeline, stateful)
             raise _has_members(group) from exc
@@ -358,10 +361,10 @@ def _join(consumer: LogConsumer, group: str, pipeline: FraudPipeline, seams: Map
             raise _has_members(group)
 
 
-def _commit(consumer: LogConsumer, group: str, seams: Mapping[TP, int]) -> None:
+def _commit(consumer: LogConsumer, group: str, seams: Mapping[TP, int], note: str) -> None:
     for _ in range(_COMMIT_TRIES):
         try:
-            return consumer.commit(seams)
+            return consumer.commit(seams, note=note)
         except LogUnavailable as exc:
             error = exc
             time.sleep(1.0)

@@ -6,6 +6,7 @@ when it was written. One that is newer just waits until the commits have passed 
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 import time
@@ -68,9 +69,15 @@ def meta_of(group: str, tp: TP, of: StateOf, offset: int) -> CheckpointMeta:
         fingerprint=of.fingerprint,
         feature_set=of.feature_set,
         feature_set_hash=of.feature_set_hash,
-        headrace_version=version("headrace"),
+        headrace_version=_own_version(),
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+@functools.cache
+def _own_version() -> str:
+    """Asked between two blocks: to look into the installed files again takes a millisecond."""
+    return version("headrace")
 
 
 def expected_of(group: str, tp: TP, of: StateOf) -> Expected:
@@ -141,12 +148,24 @@ class Checkpoints:
         """
         tp, committed = assigned.tp, assigned.committed
         self._found[tp] = offset = 0
-        if committed is not None:
+        if committed is None:
+            self._begin_group(assigned, task)
+        else:
             self._found[tp] = offset = self._restore(tp, committed, task)
             missing = assigned.earliest - offset
             if missing > 0:
                 self._missing(tp, offset, missing)
         return max(offset, assigned.earliest)
+
+    def _begin_group(self, assigned: Assigned, task: Stateful) -> None:
+        """Keeps where a group has begun that finds a log without its first records: to a worker that takes over before
+        the first checkpoint they would look like history that is missing."""
+        tp, earliest = assigned.tp, assigned.earliest
+        if earliest > 0:
+            try:
+                self.store.save(meta_of(self.group, tp, self.of(tp.topic), earliest), task.state())
+            except (CheckpointError, StoreError) as exc:
+                logger.error("%s/%d: that its history begins at %d could not be kept: %s", *tp, earliest, exc)
 
     def _restore(self, tp: TP, committed: int, task: Stateful) -> int:
         of = self.of(tp.topic)
@@ -180,6 +199,11 @@ class Checkpoints:
         logger.error("%s: the features of what they belong to are too small from now on", what)
 
     # -- taking them --
+
+    @property
+    def writing(self) -> bool:
+        """Whether a child process is writing one."""
+        return self._writing is not None
 
     def step(
         self, tasks: Mapping[TP, Stateful], committed: Callable[[TP], int], busy: Collection[TP] = frozenset()

@@ -89,7 +89,9 @@ class Settings:
     first_wait_ms: int = _setting(60_000, "order event_time: how long a partition without any record is waited for", 0)
     dedupe_ms: int = _setting(86_400_000, "a transaction_id repeated within this event time is a duplicate", 0)
     dedupe_entries: int = _setting(20_000_000, "transaction ids remembered per partition at most", 1)
-    state_mb_max: int = _setting(0, "MB that the windows of one stage may take in each partition; 0: no bound", 0)
+    state_mb_max: int = _setting(
+        0, "MB that a stage's windows, users or items may take in each partition; 0: no bound", 0
+    )
     checkpoints: str = _setting(
         "",
         "where states are kept, a directory or an fsspec URL such as s3://bucket/prefix; none: they are replayed from "
@@ -108,7 +110,9 @@ class Settings:
         check=SheddingPolicy.parse,
     )
     log_features: bool = _setting(True, "write the feature vector into each score record")
-    log_sets: bool = _setting(True, "write into each score record which labels the score leaves possible")
+    log_sets: bool = _setting(
+        True, "write into each score record which labels it leaves possible, where the model says"
+    )
     monitor: bool = _setting(False, "fraud: send what is scored, and labels, to the monitor pipeline as well")
     label_horizon_ms: int = _setting(
         2_592_000_000, "monitor: how long after an event its label may be known, and is waited for", 1

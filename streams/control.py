@@ -40,10 +40,11 @@ from models.registry import Registry
 from streams.control_desk import WindowDesk
 from streams.control_feed import Feed, Piece
 from streams.control_log import ControlLog
-from streams.control_policy import Inputs, Step, finished, step
+from streams.control_policy import finished, step
 from streams.control_rows import read_rows
 from streams.control_settings import ControlSettings
-from streams.control_state import ADDED, Case, State
+from streams.control_state import ADDED, ROLLBACK, Case, Kept, State
+from streams.control_step import Inputs, Step
 from streams.dead_letters import log_ends
 from streams.log import TP, Log
 from streams.replay import read_up_to
@@ -120,7 +121,8 @@ class Controller:
     def _begin(self) -> State:
         """Before the first step: of a long history of labels only as many are gone through as are kept."""
         share = self._settings.rows_max // self._widths[LABELLED]
-        return State(labelled=[max(0, end - share) for _, end in sorted(log_ends(self._log, LABELLED).items())])
+        begin = [max(0, end - share) for _, end in sorted(log_ends(self._log, LABELLED).items())]
+        return State(labelled=begin, kept=Kept(begin=begin))
 
     @property
     def state(self) -> State:
@@ -169,13 +171,16 @@ class Controller:
             self._open_desk(champion)
         clock_ms = self.state.clock_ms
         for piece in pieces or ():
-            rows = read_rows(piece.offsets, piece.timestamps, piece.values, self._desk.features)
+            columns = (piece.offsets, piece.timestamps, piece.keys, piece.values)
+            rows = read_rows(*columns, self._desk.features, self._desk.window.kept.level)
             self._desk.window.add(piece.partition, rows, piece.end)
             clock_ms = max(clock_ms, int(rows.known_ms.max(initial=clock_ms)))
             self.counts["rows"] += len(piece.offsets)
         if pieces is not None:
+            self._desk.make_room(clock_ms)
             alerts = self._feed.alerts(clock_ms)
-        inputs = Inputs(self._feed.used(), champion, clock_ms, pieces is not None, alerts, commands)
+        kept = self._desk.window.kept
+        inputs = Inputs(self._feed.used(), champion, clock_ms, pieces is not None, kept, alerts, commands)
         self._commit(step(self._settings, self.state, inputs, self._desk))
         self.counts["alerts"] += len(alerts)
         self._do()
@@ -196,6 +201,7 @@ class Controller:
             self._widths[LABELLED],
             mature_ms=self._mature_ms,
             labels_ms=self._labels_ms,
+            kept=self.state.kept,
         )
         if desk is not None and desk.features == opened.features:
             return
@@ -203,7 +209,8 @@ class Controller:
         ends = {TP(LABELLED, p): end for p, end in enumerate(self.state.labelled)}
         starts = dict(zip(ends, opened.window.start_of(self.state.labelled), strict=True))
         for batch in read_up_to(self._log, ends, starts=starts, from_start=False):
-            rows = read_rows(batch.offsets, batch.timestamps, batch.values, opened.features)
+            columns = (batch.offsets, batch.timestamps, batch.keys, batch.values)
+            rows = read_rows(*columns, opened.features, opened.window.kept.level)
             opened.window.add(batch.tp.partition, rows, ends[batch.tp])
 
     # -- steps 2 and 3 --
@@ -232,6 +239,7 @@ class Controller:
                 return {"declined": str(error)}
             training = {"recipe": built.recipe, "rows": built.rows, "frauds": built.frauds}
             training |= {"params": dict(champion.params), "rounds": champion.rounds, "positions": case.begin}
+            training["kept"] = f"1 in {2**self.state.kept.level}"
             # a loop that took over while this one was training may have added it, and this one not know yet of its end
             manifest = self._added(case) or self._add(case, built, training, built.metrics)
         aliases = self._registry.aliases()
@@ -247,7 +255,8 @@ class Controller:
         }
 
     def _promoted(self, case: Case) -> dict[str, Any]:
-        """The candidate is champion; of an update, a package of the champion with the learned calibration first."""
+        """The candidate is champion; of an update, a package of the champion with the learned calibration first; of a
+        roll-back, the former champion."""
         label = case.candidate
         if case.action == "update":
             manifest = self._added(case)
@@ -265,9 +274,13 @@ class Controller:
                 )
             label = manifest.label
         reason = f"control {case.id}"
-        if all(change.reason != reason or change.action != "promote" for change in self._registry.history()):
+        done = ("rollback" if case.action == ROLLBACK else "promote", reason)
+        if all((change.action, change.reason) != done for change in self._registry.history()):
             try:
-                self._registry.set_alias("champion", label, reason, expected=case.champion)
+                if case.action == ROLLBACK:
+                    self._registry.rollback(reason=reason, expected=case.champion)
+                else:
+                    self._registry.set_alias("champion", label, reason, expected=case.champion)
             except ModelError as error:  # a person was faster, and has the last word
                 return {"declined": str(error)}
         return {"model": label}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from features.block import BoolArray, FloatArray, IntArray
@@ -15,7 +13,7 @@ from models.rebuild import DEFAULT_PARAMS, DEFAULT_ROUNDS, Champion, LabelledRow
 from models.registry import Registry
 from streams.control_rows import Window
 from streams.control_settings import ControlSettings
-from streams.control_state import Case, State
+from streams.control_state import Case, Kept, State
 
 __all__ = ["WindowDesk"]
 
@@ -23,13 +21,13 @@ __all__ = ["WindowDesk"]
 _LOADED_MAX = 3
 #: rows are to be kept so many times as long as labels take to be final: a third of them is final then
 _REACH = 1.5
-_DAY_MS = 86_400_000
 _ALWAYS = np.iinfo(np.int64).min
 
 
 class WindowDesk:
-    """A `streams.control_policy.Desk` of one champion's features. A label is final ``mature_ms`` after its event: until
-    then, which labels have come may depend on what they say. ``labels_ms``: see there."""
+    """A `streams.control_step.Desk` of one champion's features. A label is final ``mature_ms`` after its event: until
+    then, which labels have come may depend on what they say. ``labels_ms``: see there.
+    ``kept``: of its rows."""
 
     def __init__(
         self,
@@ -40,12 +38,13 @@ class WindowDesk:
         *,
         mature_ms: int,
         labels_ms: int,
+        kept: Kept,
     ) -> None:
         self._registry, self._settings, self._mature_ms = registry, settings, mature_ms
         self.labels_ms = labels_ms
         self._loaded: dict[str, LoadedModel] = {}
         self.features = self.model(champion).manifest.features if champion else ()
-        self.window = Window(self.features, settings.rows_max, partitions)
+        self.window = Window(self.features, settings.rows_max, partitions, kept)
 
     def model(self, label: str) -> LoadedModel:
         """The package, verified. ModelError: it cannot be used."""
@@ -67,16 +66,11 @@ class WindowDesk:
             return OnlineCalibrator.from_state(state.learner, rate)
         return OnlineCalibrator.of(self.model(state.champion).calibration, rate)
 
-    def too_few_kept(self, clock_ms: int) -> str | None:
-        reach_ms, wanted_ms = self.window.reach_ms(clock_ms), _REACH * self._mature_ms
-        if reach_ms is None or reach_ms >= wanted_ms:
-            return None
-        rows = self._settings.rows_max
-        return (
-            f"the newest {rows:,} labelled rows, which are kept, are of {reach_ms / _DAY_MS:.3g} days, and labels are "
-            f"final after {self._mature_ms / _DAY_MS:.3g}: set control.rows_max to "
-            f"{math.ceil(rows * wanted_ms / max(reach_ms, 1)):,} or more"
-        )
+    def make_room(self, clock_ms: int) -> None:
+        """Where rows would be left out for newer ones before their labels are final, every other row is instead."""
+        reach_ms = self.window.reach_ms(clock_ms)
+        if reach_ms is not None and reach_ms < _REACH * self._mature_ms:
+            self.window.thin()
 
     def frauds(self, case: Case, clock_ms: int) -> int:
         return self.window.frauds(self._final(clock_ms, case.since_ms))
@@ -109,7 +103,11 @@ class WindowDesk:
         return self.window.since(since_ms, clock_ms - self._mature_ms)
 
     def _new(self, case: Case, clock_ms: int) -> BoolArray:
-        return self.window.since(case.since_ms, clock_ms - self._mature_ms, case.begin)
+        """All but those that the candidate was trained on, which had come and were final. What had come and was not is
+        new: of events whose frauds are known early and the others late, frauds would be missing without."""
+        come_later = self.window.since(case.since_ms, clock_ms - self._mature_ms, case.begin)
+        final_later = self._final(clock_ms, max(case.since_ms, case.built_ms - self._mature_ms + 1))
+        return come_later | final_later
 
     def _scores(self, label: str, rows: LabelledRows) -> tuple[FloatArray, FloatArray]:
         """(raw, probability) (n,)."""

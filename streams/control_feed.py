@@ -26,6 +26,7 @@ class Piece(NamedTuple):
     partition: int
     offsets: Sequence[int]
     timestamps: Sequence[int]
+    keys: Sequence[bytes | None]
     values: Sequence[bytes | None]
     end: int
 
@@ -33,6 +34,7 @@ class Piece(NamedTuple):
 class _Record(NamedTuple):
     offset: int
     timestamp: int
+    key: bytes | None
     value: bytes | None
 
 
@@ -64,7 +66,7 @@ class Feed:
             if waiting is None:
                 continue  # a partition that was added: read after a restart
             known = self._next[batch.tp]
-            records = zip(batch.offsets, batch.timestamps, batch.values, strict=True)
+            records = zip(batch.offsets, batch.timestamps, batch.keys, batch.values, strict=True)
             waiting.extend(_Record(*record) for record in records if record[0] >= known)
             self._next[batch.tp] = max(known, batch.next_offset)
 
@@ -89,7 +91,8 @@ class Feed:
             if records:
                 end = self._used[tp] = records[-1].offset + 1
                 offsets, timestamps = [r.offset for r in records], [r.timestamp for r in records]
-                pieces.append(Piece(tp.partition, offsets, timestamps, [r.value for r in records], end))
+                keys, values = [r.key for r in records], [r.value for r in records]
+                pieces.append(Piece(tp.partition, offsets, timestamps, keys, values, end))
         return pieces
 
     def alerts(self, clock_ms: int | None) -> list[dict[str, Any]]:

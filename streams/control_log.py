@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 
 import orjson
 
-from streams.control_policy import Step
 from streams.control_state import STATE_KEY, State, read_state, written
+from streams.control_step import Step
 from streams.dead_letters import read_now
 from streams.errors import FatalError, HeadraceError
 from streams.log import DeliveryFailed, Log, LogUnavailable, MustAbort, OutBatch

@@ -7,95 +7,25 @@ before anybody does it, and `finished` is the step that takes note of the outcom
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
 
+import numpy as np
 from msgspec.structs import replace
 
-from features.block import FloatArray, IntArray
-from models.evidence import Evidence
-from models.online import Gate, OnlineCalibrator, log_loss
+from models.metrics import log_losses
+from models.online import Gate
 from streams.control_alerts import Wanted, wanted
+from streams.control_probation import roll_back, rolled_back, watched_after
 from streams.control_settings import ControlSettings
-from streams.control_state import Case, Command, State
+from streams.control_state import ROLLBACK, Case, Command, State
+from streams.control_step import MONTH_MS, Desk, Inputs, Step
 
-__all__ = ["Desk", "Inputs", "Step", "finished", "step"]
+__all__ = ["finished", "step"]
 
-_MONTH_MS = 30 * 86_400_000
 #: ids of alerts that are known again when they are sent twice
 _DECIDED = 256
-
-
-class Desk(Protocol):
-    """What a step may look up: pure functions of the rows used so far and of packages."""
-
-    @property
-    def labels_ms(self) -> int:
-        """How long after its end a period of events has all its labels."""
-
-    def scored(self, before: State, after: State) -> tuple[FloatArray, FloatArray, IntArray]:
-        """(raw, probability, label) by the champion of the rows whose labels became final between these states."""
-
-    def too_few_kept(self, clock_ms: int) -> str | None:
-        """Why nothing can be judged: rows are left out before their labels are final. None: enough are kept."""
-
-    def frauds(self, case: Case, clock_ms: int) -> int:
-        """Final frauds since the change."""
-
-    def new_frauds(self, case: Case, clock_ms: int) -> int:
-        """Those that the candidate could not know."""
-
-    def evidence(self, case: Case, clock_ms: int, confidence: float) -> Evidence:
-        """Champion and candidate on the rows that the candidate could not know."""
-
-    def learner(self, state: State) -> OnlineCalibrator:
-        """As it was left, or a new one of the champion's calibration."""
-
-
-@dataclass(frozen=True, slots=True)
-class Inputs:
-    """What has come: ``used`` are the next offsets of alerts, labelled and commands after it, ``clock_ms`` the newest
-    time of a label. ``champion`` is the registry's."""
-
-    used: tuple[list[int], list[int], int]
-    champion: str
-    clock_ms: int = 0
-    rows: bool = False
-    alerts: Sequence[dict[str, Any]] = ()
-    commands: Sequence[Command] = ()
-
-
-@dataclass(slots=True)
-class Step:
-    """The state after it, the events for ``model-events``, and the records for ``alerts``."""
-
-    state: State
-    events: list[dict[str, Any]] = field(default_factory=list)
-    alerts: list[dict[str, Any]] = field(default_factory=list)
-
-    def tell(self, event: str, case: Case | None = None, **more: Any) -> None:
-        """One more event."""
-        told: dict[str, Any] = {"event": event}
-        if case is not None:
-            told |= {"case": case.id, "alert_id": case.alert["alert_id"], "action": case.action}
-        self.events.append(told | {"champion": self.state.champion, "clock": self.state.clock_ms} | more)
-
-    def answer(self, alert: Mapping[str, Any], action: str, **control: Any) -> None:
-        """The alert once more, with what was done about it."""
-        evidence = {**alert["evidence"], "control": {"clock": self.state.clock_ms, **control}}
-        self.alerts.append({**alert, "action": action, "evidence": evidence})
-
-    def follow(self, case: Case, text: str, event: str, **more: Any) -> None:
-        """The case has come to this: an event, and the alert says it too."""
-        self.tell(event, case, **more)
-        self.answer(case.alert, f"{case.action}: {text}", case=case.id, **more)
-
-    def close(self, case: Case, text: str, event: str, **more: Any) -> None:
-        """The case ends without a change; a candidate is to be dropped first."""
-        self.follow(case, text, event, **({"reason": text} | more))
-        left = replace(case, status="dropping") if case.candidate else None
-        self.state = replace(self.state, case=left, closed_ms=self.state.clock_ms)
 
 
 def step(settings: ControlSettings, state: State, inputs: Inputs, desk: Desk) -> Step:
@@ -111,8 +41,11 @@ def step(settings: ControlSettings, state: State, inputs: Inputs, desk: Desk) ->
         clock_ms=clock_ms,
         # before the first label there is no clock: a case that a person has asked for by then begins with it
         opened_ms=[opened or clock_ms for opened in state.opened_ms],
+        kept=inputs.kept or state.kept,
     )
     out = Step(now)
+    if now.kept.level != state.kept.level:
+        out.tell("sampled", kept=f"1 in {2**now.kept.level}")
     if inputs.champion != state.champion:
         _other_champion(out, inputs.champion)
     for command in inputs.commands:
@@ -121,6 +54,8 @@ def step(settings: ControlSettings, state: State, inputs: Inputs, desk: Desk) ->
         _learn(settings, state, out, desk)
     for alert in inputs.alerts:
         _decide(settings, out, alert, desk)
+    if inputs.rows and out.state.frozen is None:
+        watched_after(settings, out, desk)
     case = out.state.case
     if inputs.rows and case is not None and out.state.frozen is None:
         _MOVES.get(case.status, _wait)(settings, out, case, desk)
@@ -130,7 +65,7 @@ def step(settings: ControlSettings, state: State, inputs: Inputs, desk: Desk) ->
 def _other_champion(out: Step, champion: str) -> None:
     """Somebody else has changed the champion: what was learned beside the former one says nothing any more."""
     case, first = out.state.case, not out.state.champion
-    out.state = replace(out.state, champion=champion, learner=[])
+    out.state = replace(out.state, champion=champion, learner=[], probation=None)
     if case is not None and case.status != "dropping" and not first:
         out.close(case, f"given up: {champion or 'no model'} was made champion by somebody else", "given-up")
 
@@ -166,7 +101,8 @@ def _learn(settings: ControlSettings, before: State, out: Step, desk: Desk) -> N
     predicted = learner.update(raw, y)
     case = out.state.case
     if case is not None and case.status == "armed":
-        gate = _gate(case).add(log_loss(y, probability), log_loss(y, predicted))
+        truth = y.astype(np.float64)
+        gate = _gate(case).add(log_losses(truth, probability), log_losses(truth, predicted))
         case = replace(case, gate=list(asdict(gate).values()))
     out.state = replace(out.state, case=case, learner=learner.state().tolist())
 
@@ -187,7 +123,7 @@ def _decide(settings: ControlSettings, out: Step, alert: Mapping[str, Any], desk
     if not asked and _decided(state, name, key, found):
         return
     alert_only = found is not None and found.action == "alert"
-    reason = None if alert_only else _why_not(settings, state, desk, found, asked)
+    reason = None if alert_only else _why_not(settings, state, found, asked)
     noted = key if reason is None or found is None else f"{key} {found.known_ms}"
     others = [other for other in state.decided if other != noted and not other.startswith(f"{key} ")]
     out.state = replace(state, decided=[*others, noted][-_DECIDED:])
@@ -224,10 +160,10 @@ def _decided(state: State, name: str, key: str, found: Wanted | None) -> bool:
 
 def _recent(state: State) -> list[int]:
     """When the cases of the last 30 days were opened."""
-    return [opened for opened in state.opened_ms if opened > state.clock_ms - _MONTH_MS]
+    return [opened for opened in state.opened_ms if opened > state.clock_ms - MONTH_MS]
 
 
-def _why_not(settings: ControlSettings, state: State, desk: Desk, found: Wanted | None, asked: bool) -> str | None:
+def _why_not(settings: ControlSettings, state: State, found: Wanted | None, asked: bool) -> str | None:
     """Why nothing is done about an alert; None: something is. A calibration that is only being judged gives way to what
     changes the ranking."""
     case = state.case
@@ -240,8 +176,8 @@ def _why_not(settings: ControlSettings, state: State, desk: Desk, found: Wanted 
         return f"{case.action} for {case.alert['alert_id']} is under way"
     if found is None:
         return f"it is not about {state.champion}, which is champion"
-    if (few := desk.too_few_kept(state.clock_ms)) is not None or asked:
-        return few
+    if asked:
+        return None
     if found.known_ms < state.clock_ms - settings.alert_age_ms_max:
         return "it is too old"
     if state.closed_ms is not None and found.known_ms < state.closed_ms + settings.cooldown_ms:
@@ -258,8 +194,9 @@ def _wait(settings: ControlSettings, out: Step, case: Case, desk: Desk) -> None:
 def _collect(settings: ControlSettings, out: Step, case: Case, desk: Desk) -> None:
     frauds = desk.frauds(case, out.state.clock_ms)
     if frauds >= case.frauds_min:
-        # what is labelled from here on is new to the candidate
-        built = replace(case, status="building", frauds_min=frauds, begin=out.state.labelled)
+        # what becomes final from here on is new to the candidate
+        clock_ms, begin = out.state.clock_ms, out.state.labelled
+        built = replace(case, status="building", frauds_min=frauds, begin=begin, built_ms=clock_ms)
         out.state = replace(out.state, case=built)
         out.tell("building", built, frauds=frauds, since=case.since_ms, positions=built.begin)
     elif _too_long(out, case, desk):
@@ -268,7 +205,7 @@ def _collect(settings: ControlSettings, out: Step, case: Case, desk: Desk) -> No
 
 def _too_long(out: Step, case: Case, desk: Desk) -> bool:
     """Whether the case was opened 30 days ago, for each of its challengers, and as long as its first labels took."""
-    return out.state.clock_ms > out.state.opened_ms[-1] + _MONTH_MS * case.turn + desk.labels_ms
+    return out.state.clock_ms > out.state.opened_ms[-1] + MONTH_MS * case.turn + desk.labels_ms
 
 
 def _watch(settings: ControlSettings, out: Step, case: Case, desk: Desk) -> None:
@@ -333,13 +270,16 @@ def finished(settings: ControlSettings, state: State, outcome: Mapping[str, Any]
     """The step that takes note of what was done about the open case, which was building, promoting or dropping.
 
     ``outcome`` of building: ``model`` and ``metrics`` and ``shadow`` (whether it is), or ``declined``, why there is no
-    challenger; of promoting: ``model``.
+    challenger; of promoting: ``model``, or ``declined``, why it was not.
     """
     case = state.case
     assert case is not None
     out = Step(replace(state, steps=state.steps + 1))
     if case.status == "dropping":
         out.state = replace(out.state, case=None)
+        trial = out.state.probation
+        if trial is not None and trial.status == "promoting":
+            roll_back(settings, out, trial)
     elif "declined" in outcome:
         out.close(case, f"given up: {outcome['declined']}", "given-up")
     elif case.status == "building":
@@ -347,9 +287,15 @@ def finished(settings: ControlSettings, state: State, outcome: Mapping[str, Any]
         out.state = replace(out.state, case=watched)
         event = "refitted" if case.action == "refit" else "retrained"
         out.follow(watched, f"{outcome['model']} is watched beside the champion", event, **outcome)
+    elif case.action == ROLLBACK:
+        rolled_back(out, case, outcome)
     else:
         model = outcome["model"]
         out.state = replace(out.state, champion=model, learner=[], case=None, closed_ms=state.clock_ms)
+        if settings.probation_looks:
+            trial = replace(case, status="probation", candidate=model, looks=0, evidence={})
+            trial = replace(trial, begin=state.labelled, built_ms=state.clock_ms)
+            out.state = replace(out.state, probation=trial)
         event = "updated" if case.action == "update" else "promoted"
         out.follow(case, f"{model} is champion", event, **outcome, evidence=case.evidence)
         if case.action != "update" and case.turn < settings.turns:

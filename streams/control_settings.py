@@ -35,13 +35,14 @@ class ControlSettings:
     yes before the champion changes. Times are event time.
 
     A step is taken for each ``round_rows`` labelled rows of every partition; ``rows_max`` of them are kept in all.
-    These have to reach back further than labels take to be final: where they do not, alerts are declined and say so.
-    ``cooldown_ms``: from the end of a case to the next. ``alert_age_ms_max``: an alert that was known before, by the
-    labels' clock, is only told. ``cases_per_30d``: opened at most. ``frauds_min``: since the
-    change, before a challenger is built. ``look_frauds``: new frauds between two looks at challenger and champion, of
-    which there are ``looks`` at most; ``confidence`` is that of all looks together. ``turns``: challengers for one
+    These have to reach back further than labels take to be final: where they would not, one in 2, 4, 8.. is kept, by a
+    hash of the transaction's id. ``cooldown_ms``: from the end of a case to the next. ``alert_age_ms_max``: an alert
+    that was known before, by the labels' clock, is only told. ``cases_per_30d``: opened at most. ``frauds_min``: since
+    the change, before a challenger is built. ``look_frauds``: new frauds between two looks at challenger and champion,
+    of which there are ``looks`` at most; ``confidence`` is that of all looks together. ``turns``: challengers for one
     alert, each of twice the frauds of the one before. ``learning_rate`` and ``gain_min`` (share of the champion's
-    loss): of the online calibration, ``look_rounds`` from one look at it to the next. ``timeout_s``: of a training.
+    loss): of the online calibration, ``look_rounds`` from one look at it to the next. ``probation_looks``: at what was
+    promoted, beside the champion before it, as far apart as those before; 0: none. ``timeout_s``: of a training.
     """
 
     policy: Mapping[str, str] = field(default_factory=dict)
@@ -59,6 +60,7 @@ class ControlSettings:
     learning_rate: float = 0.05
     gain_min: float = 0.01
     look_rounds: int = 10
+    probation_looks: int = 4
     timeout_s: int = 3600
 
     def __post_init__(self) -> None:
@@ -78,7 +80,7 @@ class ControlSettings:
             )
         if not 0.5 <= self.confidence < 1.0:
             raise ConfigError(f"control.confidence: {self.confidence} is not in 0.5..1; give such as 0.95")
-        for name in ("cooldown_ms", "alert_age_ms_max", "cases_per_30d", "gain_min"):
+        for name in ("cooldown_ms", "alert_age_ms_max", "cases_per_30d", "gain_min", "probation_looks"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"control.{name}: {getattr(self, name)} is below 0; give 0 or more")
         if not 0 < self.learning_rate <= 1:
@@ -92,6 +94,11 @@ class ControlSettings:
     def look_confidence(self) -> float:
         """Of each look, so that all together are wrong no more often than asked for (Bonferroni)."""
         return 1.0 - (1.0 - self.confidence) / self.looks
+
+    @property
+    def probation_confidence(self) -> float:
+        """The same of each look after a promotion."""
+        return 1.0 - (1.0 - self.confidence) / max(1, self.probation_looks)
 
     @classmethod
     def of(cls, table: Mapping[str, Any]) -> ControlSettings:

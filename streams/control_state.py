@@ -9,17 +9,31 @@ import msgspec
 from streams.control_alerts import is_alert
 from streams.errors import FatalError
 
-__all__ = ["ADDED", "STATE_KEY", "Case", "Command", "State", "read_command", "read_state", "written"]
+__all__ = [
+    "ADDED",
+    "ROLLBACK",
+    "STATE_KEY",
+    "Case",
+    "Command",
+    "Kept",
+    "State",
+    "read_command",
+    "read_state",
+    "written",
+]
 
 #: key of the state's records in `control`, which is compacted: the newest one counts
 STATE_KEY = b"state"
 #: in the training of a package that the loop has added: the case
 ADDED = "control_case"
+#: action of a case that no alert asks for: what was promoted is worse
+ROLLBACK = "rollback"
 
 #: ``collecting`` labels since the change; ``building`` a challenger; ``watching`` it beside the champion; ``armed``:
-#: the online calibration is being judged; ``awaiting`` a person; ``promoting``; ``dropping`` what was not better. In
-#: building, promoting and dropping there is something to be done, in the others something to be waited for.
-Status = Literal["collecting", "building", "watching", "armed", "awaiting", "promoting", "dropping"]
+#: the online calibration is being judged; ``awaiting`` a person; ``promoting``; ``dropping`` what was not better;
+#: ``probation`` of what was promoted. In building, promoting and dropping there is something to be done, in the others
+#: something to be waited for.
+Status = Literal["collecting", "building", "watching", "armed", "awaiting", "promoting", "dropping", "probation"]
 
 
 class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -27,7 +41,7 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     #: that of the alert, and the step that opened it
     id: str
-    #: update, refit or retrain
+    #: update, refit, retrain or rollback
     action: str
     status: Status
     #: the alert as it was
@@ -41,8 +55,10 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     #: frauds since the change before a challenger is built
     frauds_min: int = 0
     candidate: str = ""
-    #: of `labelled`, by partition: rows from here on were not there when the candidate was built
+    #: when the candidate was built, of a probation when it was promoted: what was used of `labelled`, by partition, and
+    #: what the clock was; rows that had come and were final by then are no evidence
     begin: list[int] = []
+    built_ms: int = 0
     looks: int = 0
     #: sums of `models.online.Gate`
     gate: list[float] = []
@@ -52,10 +68,17 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     evidence: dict[str, Any] = {}
 
 
+class Kept(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which rows are kept: by partition from the offsets ``begin`` on, and of these one in 2 ** ``level``."""
+
+    level: int = 0
+    begin: list[int] = []
+
+
 class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """After ``steps`` steps: how far the inputs are used up, and everything that later steps depend on."""
 
-    version: int = 1
+    version: int = 2
     steps: int = 0
     #: next offsets, by partition
     alerts: list[int] = []
@@ -69,6 +92,9 @@ class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     #: of `models.online.OnlineCalibrator`
     learner: list[float] = []
     case: Case | None = None
+    #: what was promoted last, its ``candidate``, beside the ``champion`` before it
+    probation: Case | None = None
+    kept: Kept = Kept()
     #: what the clock was when the newest cases were opened, and when the last one was closed
     opened_ms: list[int] = []
     closed_ms: int | None = None

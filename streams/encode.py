@@ -19,6 +19,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from features.block import Block, BoolArray, FloatArray, Ids, IntArray
+from models.conformal import UNSAID
 
 __all__ = ["RecordTemplate", "ScoreEncoder", "decimal_keys", "source_headers"]
 
@@ -325,6 +326,18 @@ def _sliced(data: Bytes, ends: IntArray) -> list[bytes]:
     return [whole[a:b] for a, b in zip(starts, stops, strict=True)]
 
 
+#: of the codes of `Conformal.sets`, and last of `UNSAID`
+_SET_TEXTS = (b"[]", b'["legitimate"]', b'["fraud"]', b'["legitimate","fraud"]', b"null")
+
+
+def _set_texts(codes: npt.NDArray[np.int8]) -> Sequence[bytes] | bytes:
+    """The labels that each score leaves possible; one text where all leave the same, which costs a row nothing."""
+    first = codes[0] if len(codes) else UNSAID
+    if (codes == first).all():
+        return _SET_TEXTS[first]
+    return [_SET_TEXTS[code] for code in codes.tolist()]
+
+
 class ScoreEncoder:
     """Scored rows -> values of ``fraud-scores``, fields in the contract's order.
 
@@ -333,22 +346,22 @@ class ScoreEncoder:
 
     def __init__(self, feature_names: Sequence[str] | None) -> None:
         self.feature_names = None if feature_names is None else tuple(feature_names)
-        self._template = RecordTemplate(
-            [
-                ("transaction_id", "id"),
-                ("event_time", "integer"),
-                ("card_id", "id"),
-                ("terminal_id", "id"),
-                ("amount", "number"),
-                ("score", "number"),
-                ("raw", "number"),
-                ("model", "json"),
-                ("late", "flag"),
-                ("reasons", "json"),
-                ("features", "json" if self.feature_names is None else self.feature_names),
-                ("extra", "json"),
-            ]
-        )
+        fields: list[tuple[str, SlotKind | tuple[str, ...]]] = [
+            ("transaction_id", "id"),
+            ("event_time", "integer"),
+            ("card_id", "id"),
+            ("terminal_id", "id"),
+            ("amount", "number"),
+            ("score", "number"),
+            ("raw", "number"),
+            ("model", "json"),
+            ("late", "flag"),
+            ("reasons", "json"),
+            ("features", "json" if self.feature_names is None else self.feature_names),
+            ("extra", "json"),
+        ]
+        self._template = RecordTemplate(fields)
+        self._with_sets = RecordTemplate([*fields, ("set", "json")])
 
     def encode(
         self,
@@ -360,12 +373,14 @@ class ScoreEncoder:
         score: FloatArray | None = None,
         raw: FloatArray | None = None,
         reasons: Sequence[bytes] | None = None,
+        sets: npt.NDArray[np.int8] | None = None,
     ) -> list[bytes]:
         """One value per row of ``block``.
 
         ``features`` (n, d) float64 in the order of ``feature_names``, ignored when logging is off; ``late`` (n,);
         ``score`` and ``raw`` (n,) float64, None without a model (null); ``model`` is one for all rows, or a JSON text
-        per row; ``reasons`` a JSON array's text per row.
+        per row; ``reasons`` a JSON array's text per row; ``sets`` (n,) int8 as of `Serving.sets`, which gives
+        the records a field ``set`` of the labels that the score leaves possible, null where it is `UNSAID`.
         """
         n = len(block)
         extra: Sequence[bytes] | bytes = b"{}"
@@ -383,7 +398,9 @@ class ScoreEncoder:
             "features": b"null" if self.feature_names is None else features,
             "extra": extra,
         }
-        return self._template.render(n, columns)
+        if sets is None:
+            return self._template.render(n, columns)
+        return self._with_sets.render(n, columns | {"set": _set_texts(sets)})
 
 
 def decimal_keys(values: IntArray) -> list[bytes]:

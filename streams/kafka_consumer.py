@@ -189,8 +189,15 @@ class KafkaConsumer:
         return {TP(p.topic, p.partition) for p in self._consumer.assignment()}
 
     def committed(self, partitions: Sequence[TP]) -> dict[TP, int | None]:
+        answer = self._ask_committed(partitions)
+        return {TP(p.topic, p.partition): (p.offset if p.offset >= 0 else None) for p in answer}
+
+    def notes(self, partitions: Sequence[TP]) -> dict[TP, str]:
+        return {TP(p.topic, p.partition): p.metadata for p in self._ask_committed(partitions) if p.metadata}
+
+    def _ask_committed(self, partitions: Sequence[TP]) -> list[TopicPartition]:
         if not partitions:
-            return {}
+            return []
         asked = [TopicPartition(tp.topic, tp.partition) for tp in partitions]
         give_up_at = time.monotonic() + _UNSTABLE_S
 
@@ -206,8 +213,7 @@ class KafkaConsumer:
                 raise
             return answer
 
-        answer = retry(ask, "read committed offsets", self._watch)
-        return {TP(p.topic, p.partition): (p.offset if p.offset >= 0 else None) for p in answer}
+        return retry(ask, "read committed offsets", self._watch)
 
     def _refuse_unstable(self, partitions: Sequence[TP]) -> None:
         """Whoever waits for the end of a transaction that is never to end would wait in silence."""
@@ -223,8 +229,10 @@ class KafkaConsumer:
                 f"{self._watch.bootstrap} find-hanging; what it committed is sent once more then.",
             )
 
-    def commit(self, offsets: Mapping[TP, int], on_done: Callable[[Exception | None], None] | None = None) -> None:
-        parts = [TopicPartition(tp.topic, tp.partition, offset) for tp, offset in offsets.items()]
+    def commit(
+        self, offsets: Mapping[TP, int], on_done: Callable[[Exception | None], None] | None = None, *, note: str = ""
+    ) -> None:
+        parts = [TopicPartition(tp.topic, tp.partition, offset, note) for tp, offset in offsets.items()]
         self._commit_done = on_done
         try:
             if on_done is not None:

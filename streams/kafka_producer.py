@@ -6,6 +6,7 @@ import logging
 import queue
 import threading
 import time
+import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from itertools import repeat
@@ -58,6 +59,11 @@ _MOVED_ON = {
 }
 
 
+# To close a client whose transaction was fenced is to have done with it: what librdkafka's library then says on stderr
+# was said before, as the reason for which the worker ends. Set once and not around the call, which may wait for ever.
+warnings.filterwarnings("ignore", r"Producer (abort_transaction|flush) failed during close", RuntimeWarning)
+
+
 class KafkaProducer:
     """Idempotent, acks=all, murmur2 partitioner; librdkafka's own threads send."""
 
@@ -68,7 +74,8 @@ class KafkaProducer:
         self._failure: str | None = None
         settings = client_settings(config, defaults, "producer", watch)
         self._contact = Contact(watch)
-        settings["on_delivery"] = self._on_delivery
+        if "transactional.id" not in settings:  # there a failure is the transaction's, and told by its commit
+            settings["on_delivery"] = self._on_delivery
         settings["error_cb"] = self._contact.on_error
         self._settings = settings
         self._producer = self._connected()
@@ -104,14 +111,22 @@ class KafkaProducer:
             return sent
         except KafkaException as exc:
             raise DeliveryFailed(f"{topic}: {exc.args[0].str()}") from exc
+        except SystemError as exc:
+            raise _fatal(exc) from exc
         return sent
 
     def poll(self, timeout_s: float) -> None:
-        self._producer.poll(timeout_s)
+        try:
+            self._producer.poll(timeout_s)
+        except (KafkaException, SystemError) as exc:
+            raise _fatal(exc) from exc
 
     def flush(self, timeout_s: float) -> int:
         waiting = len(self._producer)
-        remaining = int(self._producer.flush(timeout_s))
+        try:
+            remaining = int(self._producer.flush(timeout_s))
+        except (KafkaException, SystemError) as exc:
+            raise _fatal(exc) from exc
         if self._failure is not None:
             failure, self._failure = self._failure, None
             raise DeliveryFailed(failure)
@@ -180,14 +195,14 @@ class KafkaTransactionalProducer(KafkaProducer):
 
     def poll(self, timeout_s: float) -> None:
         try:
-            super().poll(timeout_s)
+            self._producer.poll(timeout_s)
         except KafkaException as exc:
             raise self._meaning(exc.args[0]) from exc
 
-    def commit(self, offsets: Mapping[TP, int], membership: Membership, timeout_s: float) -> None:
+    def commit(self, offsets: Mapping[TP, int], membership: Membership, timeout_s: float, *, note: str = "") -> None:
         try:
             if offsets and not self._committing:
-                parts = [TopicPartition(tp.topic, tp.partition, offset) for tp, offset in offsets.items()]
+                parts = [TopicPartition(tp.topic, tp.partition, offset, note) for tp, offset in offsets.items()]
                 self._add_offsets(parts, membership, timeout_s)
             self._committing = True
             self._producer.commit_transaction(timeout_s)
@@ -266,6 +281,15 @@ class KafkaTransactionalProducer(KafkaProducer):
         return FatalError("transaction-failed", f"transactional id {self._id}: {error.str()} ({error.name()})")
 
 
+def _fatal(exc: KafkaException | SystemError) -> FatalError:
+    """Of an error after which a client sends nothing more: librdkafka tells it once, out of whatever call serves its
+    callbacks; where another callback was due then, as a SystemError whose cause it is."""
+    return FatalError(
+        "producer-failed",
+        f"{exc.__cause__ or exc}. Nothing after the last commit counts; a restarted worker sends it again.",
+    )
+
+
 def _close(producer: Producer) -> None:
-    with suppress(KafkaException):  # it was fenced
+    with suppress(KafkaException, SystemError):  # it was fenced; the other where warnings are errors
         producer.close()

@@ -145,11 +145,16 @@ class LogConsumer(Protocol):
 
     def committed(self, partitions: Sequence[TP]) -> dict[TP, int | None]: ...
 
-    def commit(self, offsets: Mapping[TP, int], on_done: Callable[[Exception | None], None] | None = None) -> None:
+    def notes(self, partitions: Sequence[TP]) -> dict[TP, str]:
+        """What was noted with the committed offsets of these partitions, where something was."""
+
+    def commit(
+        self, offsets: Mapping[TP, int], on_done: Callable[[Exception | None], None] | None = None, *, note: str = ""
+    ) -> None:
         """Raises `CommitFailed` when the group has moved on, `LogUnavailable` when the log cannot be asked.
 
         With ``on_done`` it does not wait: ``on_done`` is told the outcome, such an error or None, inside this call or
-        a later `poll`. One such commit at a time.
+        a later `poll`. One such commit at a time. The log keeps ``note`` with each of the offsets, see `notes`.
         """
 
     def membership(self) -> Membership:
@@ -209,8 +214,8 @@ class TransactionalProducer(LogProducer, Protocol):
 
     def begin(self) -> None: ...
 
-    def commit(self, offsets: Mapping[TP, int], membership: Membership, timeout_s: float) -> None:
-        """All sent since `begin` and these offsets count from now on.
+    def commit(self, offsets: Mapping[TP, int], membership: Membership, timeout_s: float, *, note: str = "") -> None:
+        """All sent since `begin` and these offsets, with ``note`` (see `LogConsumer.notes`), count from now on.
 
         Raises `CommitFailed` when the group has moved on: abort, these partitions may be somebody else's;
         `LogUnavailable` when it takes longer: call again with the same.

@@ -49,6 +49,7 @@ class _Member:
 class _Group:
     members: dict[int, _Member] = field(default_factory=dict)
     committed: dict[TP, int] = field(default_factory=dict)
+    notes: dict[TP, str] = field(default_factory=dict)
     owner: dict[TP, int] = field(default_factory=dict)
     target: dict[TP, int] = field(default_factory=dict)
     generation: int = 0
@@ -119,12 +120,13 @@ class MemoryLog:
         self.changed.notify_all()
         return places
 
-    def commit_offsets(self, offsets: Mapping[TP, int], membership: Any) -> None:
+    def commit_offsets(self, offsets: Mapping[TP, int], membership: Any, note: str) -> None:
         """Commits a transaction's offsets if the member is still in its group, in the same generation."""
         group = self.group(membership.group)
         if membership.member_id not in group.members or membership.generation != group.generation:
             raise CommitFailed(f"{membership} is not in generation {group.generation} of the group")
         group.committed.update(offsets)
+        group.notes.update(dict.fromkeys(offsets, note))
 
     def group(self, name: str) -> _Group:
         return self._groups.setdefault(name, _Group())
@@ -178,9 +180,10 @@ class MemoryLog:
     def drop_topic(self, name: str) -> None:
         self._topics.pop(name, None)
         for group in self._groups.values():
-            for positions in (group.committed, group.owner):
-                for tp in [tp for tp in positions if tp.topic == name]:
-                    del positions[tp]
+            of_partitions: list[dict[TP, Any]] = [group.committed, group.notes, group.owner]
+            for values in of_partitions:
+                for tp in [tp for tp in values if tp.topic == name]:
+                    del values[tp]
             self.rebalance(group)
 
     def infos(self) -> dict[str, TopicInfo]:
@@ -320,12 +323,20 @@ class MemoryConsumer:
             group = self._log.group(self._group_name)
             return {tp: group.committed.get(tp) for tp in partitions}
 
-    def commit(self, offsets: Mapping[TP, int], on_done: Callable[[Exception | None], None] | None = None) -> None:
+    def notes(self, partitions: Sequence[TP]) -> dict[TP, str]:
+        with self._log.changed:
+            notes = self._log.group(self._group_name).notes
+            return {tp: notes[tp] for tp in partitions if notes.get(tp)}
+
+    def commit(
+        self, offsets: Mapping[TP, int], on_done: Callable[[Exception | None], None] | None = None, *, note: str = ""
+    ) -> None:
         with self._log.changed:
             group = self._log.group(self._group_name)
             foreign = [tp for tp in offsets if group.owner.get(tp) != self._member_id]
             if not foreign:
                 group.committed.update(offsets)
+                group.notes.update(dict.fromkeys(offsets, note))
         error = CommitFailed(f"not ours any more: {foreign}") if foreign else None
         if on_done is not None:
             on_done(error)

@@ -99,11 +99,11 @@ class MemoryTransactionalProducer(MemoryProducer):
                 self._places.append((partition, offset))
         return len(batch)
 
-    def commit(self, offsets: Mapping[TP, int], membership: Membership, timeout_s: float) -> None:
+    def commit(self, offsets: Mapping[TP, int], membership: Membership, timeout_s: float, *, note: str = "") -> None:
         with self._log.changed:
             self._check(is_open=True)
             if offsets:
-                self._log.commit_offsets(offsets, membership)
+                self._log.commit_offsets(offsets, membership, note)
             self._end()
 
     def abort(self, timeout_s: float) -> None:

@@ -21,6 +21,7 @@ from features.engine import StateError
 from streams.row_arrays import rows_from_arrays, rows_to_arrays
 from streams.rows import Rows
 from streams.shuffle import Shuffled
+from streams.time_order import order_by_time
 
 __all__ = ["ArrivalOrder", "EventTimeOrder", "Merged", "Order"]
 
@@ -304,5 +305,4 @@ def _by_time(parts: list[Rows], field: str) -> Rows | None:
     times = rows.integers(field)
     if len(rows) < 2 or bool(np.all(times[1:] > times[:-1])):
         return rows
-    keys = rows.block("", 0, 0, ("transaction_id",)).ids["transaction_id"].keys()
-    return rows.take(np.lexsort((keys[:, 1], keys[:, 0], times)))
+    return rows.take(order_by_time(times, rows.block("", 0, 0, ("transaction_id",)).ids["transaction_id"]))

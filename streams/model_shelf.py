@@ -18,6 +18,8 @@ __all__ = ["ModelShelf", "News"]
 
 logger = logging.getLogger("headrace.models")
 
+_CHAMPION_ONLY = "nothing but the champion ranks lists here: promote it, or clear the alias"
+
 
 @dataclass(frozen=True, slots=True)
 class News:
@@ -37,6 +39,8 @@ class ModelShelf:
     schema_hash: str
     policy: ReasonsPolicy
     bounds: CanaryBounds = field(default_factory=CanaryBounds)
+    #: for who goes on without a model where there is none, and has no use for a shadow or canary: these are refused
+    champion_only: bool = False
     _servings: dict[ModelRef, Serving] = field(default_factory=dict)
     _lineups: dict[LineupRef, Lineup] = field(default_factory=dict)
     #: what the registry said last, to be followed when it changes; None: it is to be followed in any case
@@ -49,10 +53,12 @@ class ModelShelf:
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
     def first(self) -> tuple[LineupRef, Lineup]:
-        """What a worker begins with. ModelError: the registry has no champion, or one that cannot be used."""
-        champion = self._ref("champion")
-        self.load(champion)
-        self._wanted = LineupRef(champion)
+        """What a worker begins with. ModelError, unless ``champion_only``: the registry has no champion, or one that
+        cannot be used."""
+        if not self.champion_only:
+            champion = self._ref("champion")
+            self.load(champion)
+            self._wanted = LineupRef(champion)
         news = self.news(self._wanted)
         for model, reason in news.refused:
             logger.error("model %s is refused: %s", model, reason)
@@ -76,7 +82,9 @@ class ModelShelf:
         found: dict[str, ModelRef | None] = {"champion": now.champion, "shadow": None, "canary": None}
         for alias in found:
             reason = None
-            if alias in aliases:
+            if self.champion_only and alias != "champion" and alias in aliases:
+                reason = _CHAMPION_ONLY
+            elif alias in aliases:
                 loaded, reason = self._tried(alias)
                 found[alias] = loaded or found[alias]
             if reason is None:

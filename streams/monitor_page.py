@@ -11,7 +11,7 @@ import numpy as np
 from features.block import FloatArray
 from monitoring.performance import METRICS
 from streams.alert_log import explained, figure_text, time_text
-from streams.monitor_report import Column, Material, Window, columns_of, maturity_of, windows_of
+from streams.monitor_report import Column, Material, Window
 from streams.report_page import COLORS, Page, new_figure
 
 if TYPE_CHECKING:
@@ -39,14 +39,14 @@ def write_monitor_report(folder: Path, title: str, material: Material, figures: 
     page.table(("", "reference", "now"), _summary(figures))
     page.heading("Alerts")
     _alerts(page, material)
-    columns = columns_of(material)
+    columns = material.columns
     page.heading("Distributions then and now")
     if len(now) and len(then):
         page.plot("distributions", _distributions(columns), "histograms of the score and of each feature, then and now")
         page.table(_COLUMN_HEAD, map(_column_row, columns))
     else:
         page.text("The period, or the reference before it, has no transactions: nothing to compare.")
-    windows = windows_of(material)
+    windows = material.windows
     page.heading("Performance on final labels")
     if windows:
         page.text(
@@ -59,7 +59,7 @@ def write_monitor_report(folder: Path, title: str, material: Material, figures: 
         page.text(
             "No day's labels are final yet." if material.monitored else "Nobody has joined labels: no monitor has run."
         )
-    curve = [point for point in maturity_of(material) if point["labelled"] == point["labelled"]]
+    curve = material.curve
     if curve:
         page.heading("How fast labels arrive")
         page.plot("maturity", _maturity(curve, material.mature_ms), "share of transactions with a label, by age")

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from monitoring.bins import MISSING, Bins, count_labelled, count_matrix
 from monitoring.drift import distances
 from monitoring.maturity import Maturity
 from monitoring.performance import LAYOUT, METRICS, intervals, metrics
+from monitoring.trained import Trained
 from streams.dead_letters import log_ends
 from streams.log import Log
 from streams.replay import read_up_to
@@ -25,7 +27,7 @@ from streams.topics import LABELLED
 from streams.what_if import Scored, Span
 
 __all__ = ["NO_LABELS", "Column", "Labelled", "Material", "Window"]
-__all__ += ["columns_of", "maturity_of", "psi_of_histogram", "read_labelled", "report_figures", "windows_of"]
+__all__ += ["read_labelled", "report_figures"]
 
 DAY_MS = 86_400_000
 #: fewer rows cannot say what is common
@@ -64,7 +66,7 @@ _NONE = np.empty(0, np.int64)
 NO_LABELS = Labelled(_NONE, _NONE, _NONE, np.empty(0), np.empty(0, np.bool_))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Material:
     """What a report is made of: rows of the reference ``then`` and of the period ``now``, the labelled rows of both,
     the alerts of the period, oldest first, and whether there is a monitor that tells of the last two."""
@@ -81,6 +83,21 @@ class Material:
     threshold: float
     #: the ``reference`` in the package of the period's newest model, {} where it has none
     trained: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def columns(self) -> list[Column]:
+        """The score, then the features, those that are farthest from the reference first."""
+        return _columns_of(self)
+
+    @cached_property
+    def windows(self) -> list[Window]:
+        """See `_windows_of`."""
+        return _windows_of(self)
+
+    @cached_property
+    def curve(self) -> list[dict[str, float]]:
+        """What share of the labels has arrived, by age."""
+        return [point for point in _maturity_of(self) if point["labelled"] == point["labelled"]]
 
 
 def read_labelled(log: Log, span: Span, progress: Callable[[int], None] = lambda _: None) -> Labelled:
@@ -138,10 +155,9 @@ class Column:
         return {"name": self.name} | {name: _plain(getattr(self, name)) for name in names}
 
 
-def columns_of(material: Material) -> list[Column]:
+def _columns_of(material: Material) -> list[Column]:
     """The score, then the features, those that are farthest from the reference first."""
     then, now = material.then, material.now
-    trained = {"score": material.trained.get("score"), **material.trained.get("features", {})}
     names = [name for name in now.names if name in set(then.names)]
     matrices = [
         np.column_stack([side.scores, side.matrix[:, [side.names.index(name) for name in names]]])
@@ -156,6 +172,7 @@ def columns_of(material: Material) -> list[Column]:
             slot = np.zeros(len(matrix), np.int64)
             count_matrix(np.ascontiguousarray(matrix), slot, 0, bins.edges, bins.discrete, counts[-1])
         far = distances(counts[1][:, :MISSING], counts[0][:, :MISSING])
+    trained = _from_trained(material, names, matrices[1])
     columns = []
     for j, name in enumerate(("score", *names)):
         values = [matrix[:, j] for matrix in matrices]
@@ -174,26 +191,26 @@ def columns_of(material: Material) -> list[Column]:
                 missing_now=missing_now,
                 then=known_then,
                 now=known_now,
-                psi_trained=psi_of_histogram(known_now, trained.get(name)),
+                psi_trained=float(trained[j]),
             )
         )
     features = sorted(columns[1:], key=lambda column: -(column.psi if column.psi == column.psi else -1.0))
     return [columns[0], *features]
 
 
-def psi_of_histogram(values: FloatArray, histogram: Mapping[str, Any] | None) -> float:
-    """PSI of values (n,) from a histogram of `models.histogram`; what is outside of it is in its outermost bins. NaN:
-    there is no histogram, or fewer than 100 values."""
-    if histogram is None or not histogram["counts"] or len(values) < ROWS_MIN:
-        return np.nan
-    edges, then = np.array(histogram["edges"]), np.array(histogram["counts"], np.int64)
-    if len(then) == 1:  # nothing else was seen
-        inside = int(((values >= edges[0]) & (values <= edges[-1])).sum())
-        now, then = np.array([inside, len(values) - inside]), np.append(then, 0)
-    else:
-        at = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, len(then) - 1)
-        now = np.bincount(at, minlength=len(then))
-    return float(distances(now, then)[0])
+def _from_trained(material: Material, names: Sequence[str], now: FloatArray) -> FloatArray:
+    """(1 + names,) PSI of the columns ``now`` (n, 1 + names), the score first, from what the model was made on. NaN:
+    the package does not tell, or there are fewer than 100 values."""
+    far = np.full(len(names) + 1, np.nan)
+    trained = Trained.of(material.trained, names)
+    if trained is None:
+        return far
+    counts, plain = np.zeros_like(trained.counts), np.zeros(len(far), np.bool_)
+    x = np.ascontiguousarray(np.roll(now, -1, 1))  # the score comes last there
+    count_matrix(x, np.zeros(len(x), np.int64), 0, trained.edges, plain, counts)
+    enough = np.isin(np.arange(len(far)), trained.known) & (counts[:, :MISSING].sum(1) >= ROWS_MIN)
+    far[enough] = distances(counts[enough, :MISSING], trained.counts[enough, :MISSING])[:, 0]
+    return np.roll(far, 1)
 
 
 # --- labels ---
@@ -218,7 +235,7 @@ class Window:
         return out
 
 
-def windows_of(material: Material) -> list[Window]:
+def _windows_of(material: Material) -> list[Window]:
     """Performance of each week that ends with a day all of whose labels are final: half-arrived ones would show early
     frauds and no legitimate payments that nobody has confirmed yet."""
     labelled = material.labelled
@@ -242,7 +259,7 @@ def windows_of(material: Material) -> list[Window]:
     return windows
 
 
-def maturity_of(material: Material) -> list[dict[str, float]]:
+def _maturity_of(material: Material) -> list[dict[str, float]]:
     """By age, the share of the transactions that have their label; see `monitoring.maturity`. [] where none came."""
     labelled, horizon = material.labelled, material.horizon_ms
     if not labelled.came.any():
@@ -266,8 +283,7 @@ def maturity_of(material: Material) -> list[dict[str, float]]:
 def report_figures(material: Material) -> dict[str, Any]:
     """Plain data: what the command prints and the page shows."""
     now, then = material.now, material.then
-    curve = [point for point in maturity_of(material) if point["labelled"] == point["labelled"]]
-    windows = windows_of(material)
+    windows = material.windows
     return {
         "rows": len(now),
         "reference_rows": len(then),
@@ -277,9 +293,9 @@ def report_figures(material: Material) -> dict[str, Any]:
             side: _plain(float((rows.scores >= material.threshold).mean())) if len(rows) else None
             for side, rows in (("then", then), ("now", now))
         },
-        "columns": [column.to_json() for column in columns_of(material)],
+        "columns": [column.to_json() for column in material.columns],
         "performance": windows[-1].to_json() if windows else None,
-        "maturity": [{name: _plain(value) for name, value in point.items()} for point in curve],
+        "maturity": [{name: _plain(value) for name, value in point.items()} for point in material.curve],
         "alerts": [{k: v for k, v in alert.items() if k != "evidence"} for alert in material.alerts],
         "monitored": material.monitored,
     }

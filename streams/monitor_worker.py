@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal, cast
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, cast
 
 from monitoring.labels import JoinSettings
 from monitoring.lists import ListSettings
 from monitoring.settings import MonitorError
+from monitoring.trained import Trained
 from streams.config import Settings
-from streams.errors import ConfigError
+from streams.errors import ConfigError, FatalError
 from streams.log import connect
 from streams.pipelines.monitor import MonitorPipeline
-from streams.pipelines.monitor_watch import WatchSettings
+from streams.pipelines.monitor_watch import Packages, WatchSettings
 from streams.segments import segments_of
 from streams.worker import Worker
 from streams.worker_of import worker_of
 
 __all__ = ["join_settings", "make_pipeline", "make_worker"]
+
+logger = logging.getLogger("headrace.monitor")
 
 
 def join_settings(settings: Settings) -> JoinSettings:
@@ -47,7 +52,35 @@ def make_pipeline(settings: Settings) -> MonitorPipeline:
         lists.check()
     except MonitorError as exc:
         raise ConfigError(f"settings of the monitor: {exc}") from exc
-    return MonitorPipeline(join, settings.partitions, watch, lists)
+    packages = packages_of(settings.models) if settings.models else None
+    return MonitorPipeline(join, settings.partitions, watch, lists, packages)
+
+
+def packages_of(models: str) -> Packages:
+    """What the packages of a registry tell of the rows that they were made on. A version never changes once it is
+    there, so a log that is read again meets the same. FatalError ``package-unreadable``: what is there is damaged."""
+    from models.errors import ModelError
+    from models.package import read_manifest
+    from models.registry import Registry
+
+    registry = Registry(Path(models))
+
+    def reference(model: str) -> Mapping[str, Any]:
+        if not model:
+            return {}
+        try:
+            path = registry.resolve(model)
+        except ModelError as error:
+            logger.warning("%s is watched without what it was made on: %s", model, error)
+            return {}
+        try:
+            manifest = read_manifest(path)
+            Trained.of(manifest.reference, manifest.features)
+            return manifest.reference
+        except (ModelError, MonitorError) as error:
+            raise FatalError("package-unreadable", f"{model} in {models}: {error}") from error
+
+    return reference
 
 
 def make_worker(settings: Settings, on_ready: Callable[[], None] = lambda: None) -> tuple[Worker, MonitorPipeline]:

@@ -22,6 +22,7 @@ from streams.errors import ConfigError
 from streams.files import file_kind, read_values
 from streams.log import TP, RecordBatch
 from streams.pipelines.fraud_stages import CardStage, StageSettings, TerminalStage
+from streams.time_order import order_by_time
 
 __all__ = [
     "OfflineFeatures",
@@ -120,15 +121,8 @@ def feature_matrix(
 
 
 def time_order(block: Block, field: str) -> IntArray:
-    """(n,) positions of the rows by (time, transaction_id), equal ones as they are: the order of `EventTimeOrder`."""
-    times = block.columns[field].astype(np.int64, copy=False)
-    keys = block.ids["transaction_id"].keys()
-    hi, lo = keys[:, 0], keys[:, 1]
-    same_time, same_hi = times[1:] == times[:-1], hi[1:] == hi[:-1]
-    falls = (times[1:] < times[:-1]) | (same_time & (hi[1:] < hi[:-1])) | (same_time & same_hi & (lo[1:] < lo[:-1]))
-    if not falls.any():
-        return np.arange(len(times), dtype=np.int64)
-    return np.lexsort((lo, hi, times)).astype(np.int64)
+    """(n,) positions of the rows by (time, transaction_id): the order of `EventTimeOrder`."""
+    return order_by_time(block.columns[field].astype(np.int64, copy=False), block.ids["transaction_id"])
 
 
 def fraud_rows(transactions: Block, labels: Block, known_by_ms: int | None = None) -> BoolArray:
@@ -272,7 +266,7 @@ def _read_parquet(path: Path, schema: EventSchema, dead: list[Dead], keep_extra:
                 f"rename its columns to those of {schema.topic}: {', '.join(schema.names)}"
             )
         wanted = names if keep_extra else [name for name in schema.names if name in names]
-        table = file.read(columns=wanted).combine_chunks()
+        table = _without_views(file.read(columns=wanted).combine_chunks())
     except (pa.ArrowException, OSError) as error:
         raise ConfigError(f"file {path}: not readable as Parquet ({error}); write it again") from error
     n = table.num_rows
@@ -295,6 +289,12 @@ def _read_parquet(path: Path, schema: EventSchema, dead: list[Dead], keep_extra:
         return mended
     both = Block.concat([block.take(plain), mended])
     return both.take(np.argsort(both.offsets))
+
+
+def _without_views(table: pa.Table) -> pa.Table:
+    """The table with plain texts for views of texts, of which Arrow cannot take single rows."""
+    fields = [f.with_type(pa.large_string()) if pa.types.is_string_view(f.type) else f for f in table.schema]
+    return table.cast(pa.schema(fields))
 
 
 def _json_rows(table: pa.Table) -> Iterator[bytes]:

@@ -21,6 +21,7 @@ from streams.errors import FatalError, HeadraceError
 from streams.lag import LagWatch
 from streams.log import TP, LogConsumer, LogUnavailable, RecordBatch, TransactionalProducer
 from streams.recovery import Assigned, Loader, Progress
+from streams.widths import check_widths, note_of
 
 __all__ = ["BlockReader", "ReaderHost", "ReaderSettings"]
 
@@ -113,6 +114,7 @@ class BlockReader(threading.Thread):
             producer,
             settings.stall_s,
             settings.kept_bytes,
+            note=note_of(self._topics),
         )
         self._partitions = self.assignment.partitions
         self._cond = self.assignment.cond
@@ -330,21 +332,16 @@ class BlockReader(threading.Thread):
         deadline = time.monotonic() + self._settings.drain_s
         if not self._drain(list(self._partitions), self._settings.drain_s):
             logger.warning("leaving with batches in flight; they will be done again by another worker")
-        while not self.committer.commit(flush_s=1.0) and time.monotonic() < deadline:
+        while not self.committer.commit(flush_s=1.0):
+            if time.monotonic() >= deadline:
+                logger.warning("leaving before all that was done could be committed; another worker does it again")
+                return
             time.sleep(0.05)
 
     # -- RebalanceListener, inside poll --
 
     def on_assign(self, partitions: list[TP]) -> Mapping[TP, int | None]:
-        for tp in partitions:
-            if tp.partition >= self._topics[tp.topic]:
-                raise FatalError(
-                    "partitions-raised",
-                    f"{tp.topic} had {self._topics[tp.topic]} partitions when this worker began and has more now: keys "
-                    "have moved to other partitions than their history, so features would be wrong. Partitions cannot "
-                    "be taken away again: make topics with the count you want, send the records again, and read them "
-                    "with a new --group.",
-                )
+        check_widths(self._topics, partitions, self._consumer.notes(partitions))
         self.committer.joined(self._consumer.membership())
         committed = self._consumer.committed(partitions)
         starts: dict[TP, int | None] = {}

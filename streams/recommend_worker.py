@@ -8,15 +8,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 from features.shopping import FEATURES, SCHEMA_HASH
-from models.package import read_manifest
+from models.explain_policy import NO_REASONS
 from models.registry import Registry
 from models.slot import ModelSlot
 from streams.config import Settings
 from streams.errors import ConfigError
 from streams.log import Log, connect
+from streams.model_shelf import ModelShelf
+from streams.model_watch import ModelWatch
 from streams.pipelines.recommend import RecommendPipeline
 from streams.pipelines.recommend_lists import ListRules
 from streams.pipelines.recommend_stages import ShopSettings
+from streams.topics import INTERACTIONS
 from streams.worker import Worker
 from streams.worker_of import worker_of
 
@@ -39,32 +42,25 @@ class RecommendWorker(Worker):
 
 def shop_settings(settings: Settings) -> ShopSettings:
     """What the stages' results depend on."""
-    return ShopSettings(settings.allowed_lateness_ms, settings.dedupe_ms, settings.dedupe_entries, settings.publish_ms)
+    return ShopSettings(
+        settings.allowed_lateness_ms,
+        settings.dedupe_ms,
+        settings.dedupe_entries,
+        settings.publish_ms,
+        settings.state_mb_max * 1_000_000 or None,
+    )
 
 
-def make_pipeline(settings: Settings, log: Log) -> RecommendPipeline:
-    """The pipeline with the champion of ``recommend_models``, else ``models``; without one, or where it is another
-    pipeline's, candidates are served in their own order. ConfigError: a setting that cannot be, or no such registry."""
+def make_pipeline(settings: Settings, log: Log, slot: ModelSlot | None = None) -> RecommendPipeline:
+    """The pipeline with this slot; else with the champion of ``recommend_models``, else ``models``, where there is one
+    for lists: without, candidates are served in their own order. ConfigError: a setting that cannot be, or no such
+    registry."""
     if settings.explore > 1:
         raise ConfigError(f"setting explore: {settings.explore:g} is above 1; give the share of lists, 0 to 1")
-    slot = ModelSlot()
-    models = settings.recommend_models or settings.models
-    if models:
-        if not Path(models).is_dir():
-            raise ConfigError(f"--models {models}: no such directory; train a model into it, or leave it out")
-        registry = Registry(models)
-        label = registry.aliases().get("champion")
-        if label is None:
-            logger.warning("%s has no champion: lists come without a model", models)
-        elif read_manifest(registry.resolve(label)).schema_hash not in ("", SCHEMA_HASH):
-            logger.warning(
-                "the champion %s of %s was made for other features: lists come without a model; train one with "
-                "`headrace train --pipeline recommend` into a registry of its own",
-                label,
-                models,
-            )
-        else:
-            slot.replace(registry.get(label, FEATURES, SCHEMA_HASH))
+    if slot is None:
+        slot, shelf = ModelSlot(), _shelf(settings)
+        if shelf is not None:
+            slot.install(shelf.first()[1])
     return RecommendPipeline(
         log,
         shop_settings(settings),
@@ -84,7 +80,28 @@ def make_pipeline(settings: Settings, log: Log) -> RecommendPipeline:
 
 
 def make_worker(settings: Settings, on_ready: Callable[[], None] = lambda: None) -> tuple[Worker, RecommendPipeline]:
-    """A worker for these settings, not yet running, and its pipeline."""
+    """A worker for these settings, not yet running, and its pipeline. Its lists follow the registry's champion."""
+    slot, shelf = ModelSlot(), _shelf(settings)
     log = connect(settings.log_url(), settings.kafka_config())
-    pipeline = make_pipeline(settings, log)
-    return worker_of(RecommendWorker, log, pipeline, settings, on_ready), pipeline
+    pipeline = make_pipeline(settings, log, slot)
+    worker = worker_of(RecommendWorker, log, pipeline, settings, on_ready)
+    if shelf is not None:
+        worker.gate = ModelWatch(shelf, slot, INTERACTIONS, settings.models_poll_ms / 1000)
+    return worker, pipeline
+
+
+def _shelf(settings: Settings) -> ModelShelf | None:
+    """The registry's rankers; None where no registry is named."""
+    models = settings.recommend_models or settings.models
+    if not models:
+        return None
+    if not Path(models).is_dir():
+        raise ConfigError(f"--models {models}: no such directory; train a model into it, or leave it out")
+    shelf = ModelShelf(Registry(models), FEATURES, SCHEMA_HASH, NO_REASONS, champion_only=True)
+    if shelf.first()[0].champion is None:
+        logger.warning(
+            "%s has no champion for lists: they come without a model until there is one; train it with "
+            "`headrace train --pipeline recommend` into a registry of its own",
+            models,
+        )
+    return shelf

@@ -286,8 +286,9 @@ class WebServer:
             Sample("partition_assignments_total", self._assignments),
             Sample("rebalances_total", self._rebalances),
         ]
-        if self._figures.taps_scores:
+        if self._figures.taps_latency:
             found.append(Sample("score_latency_seconds", self._scores.latency))
+        if self._figures.taps_scores:
             found.append(Sample("scores", self._scores.scores))
         if self._written is not None:
             found.append(Sample("checkpoint_age_seconds", time.monotonic() - self._written[0]))
@@ -325,9 +326,10 @@ class WebServer:
                 "seconds": now.seconds,
                 "rebalances": self._rebalances,
             }
-        if figures.taps_scores:
-            scores = self._scores
+        scores = self._scores
+        if figures.taps_latency:
             status["latency_ms"] = scores.recent_latency()
+        if figures.taps_scores:
             status["scores"] = {"histogram": scores.scores.counts[:-1], "high": scores.high()}
         status["monitor"] = await self._known_details()
         return _json(status)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from monitoring.metrics import COUNTS, Sample
 from streams.topics import BY_TERMINAL, INTERACTIONS
-from streams.web_scores import ScoreTap, TappedEncoder
+from streams.web_scores import ScoreTap, TappedEncoder, TappedLists
 
 if TYPE_CHECKING:
     from models.lineup import Lineup
@@ -74,7 +74,7 @@ class Collected:
 
 @dataclass(slots=True)
 class Figures:
-    """Of ``worker``, whose pipeline, ``of`` this name, has scores that go through ``tap``."""
+    """Of ``worker``, whose pipeline, ``of`` this name, has scores or lists that go through ``tap``."""
 
     of: str
     group: str
@@ -87,6 +87,14 @@ class Figures:
     def __post_init__(self) -> None:
         if self.of == "fraud":
             self.pipeline.encoder = TappedEncoder(self.pipeline.encoder.feature_names, self.tap)
+        elif self.of == "recommend":
+            serving = self.pipeline.serving
+            serving.encoder = TappedLists(serving.encoder.feature_names, self.tap)
+
+    @property
+    def taps_latency(self) -> bool:
+        """Whether it is told how long scores or lists took."""
+        return self.taps_scores or self.of == "recommend"
 
     @property
     def taps_scores(self) -> bool:

@@ -1,4 +1,5 @@
-"""What the web page shows of scores: how long they took, how they are spread, the newest high ones.
+"""What the web page shows of scores: how long they took, how they are spread, the newest high ones; of lists, how long
+they took.
 
 Where scores are encoded, a block costs a copy of two columns; all else is done about once a second, for all blocks
 together, on the web server's thread.
@@ -18,8 +19,9 @@ from features.block import Block, FloatArray, IntArray
 from monitoring.metrics import LATENCY_BOUNDS_S, SCORE_BOUNDS, Buckets
 from streams.encode import ScoreEncoder
 from streams.latency import LatencyDigest
+from streams.recommend_encode import RecommendationEncoder, Served
 
-__all__ = ["HIGH_SCORE", "Drained", "ScoreFigures", "ScoreTap", "TappedEncoder"]
+__all__ = ["HIGH_SCORE", "Drained", "ScoreFigures", "ScoreTap", "TappedEncoder", "TappedLists"]
 
 #: from here on a score is shown among the high ones
 HIGH_SCORE = 0.5
@@ -70,6 +72,19 @@ class TappedEncoder(ScoreEncoder):
         values = super().encode(block, score=score, **rest)
         if score is not None:
             self._tap.take(block.timestamps, score, values)
+        return values
+
+
+class TappedLists(RecommendationEncoder):
+    """A `RecommendationEncoder` that tells ``tap`` what it has encoded: how long lists took, as they have no score."""
+
+    def __init__(self, feature_names: Sequence[str] | None, tap: ScoreTap) -> None:
+        super().__init__(feature_names)
+        self._tap = tap
+
+    def encode(self, block: Block, model: str | None, lists: Sequence[Served]) -> list[bytes]:
+        values = super().encode(block, model, lists)
+        self._tap.take(block.timestamps, np.full(len(values), np.nan), values)
         return values
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from features.block import BoolArray
+from streams.alert_log import time_text
 from streams.report_page import COLORS, Page, new_figure
 from streams.what_if_cost import CostMatrix, cost_curve
 from streams.what_if_figures import Beside, Choice
@@ -37,7 +37,7 @@ def write_report(folder: Path, found: Mapping[str, Any], table: Beside, known: K
     rows = table.both
     judged = rows & known.judged
     if rows.any():
-        begin, end = (_when(int(edge)) for edge in (table.times[rows].min(), table.times[rows].max()))
+        begin, end = (time_text(int(edge)) for edge in (table.times[rows].min(), table.times[rows].max()))
         page = Page(f"What if: {found['model']}", f"{int(rows.sum()):,} transactions from {begin} to {end}")
     else:
         page = Page(f"What if: {found['model']}", "no transaction has both scores")
@@ -63,10 +63,6 @@ def write_report(folder: Path, found: Mapping[str, Any], table: Beside, known: K
 
 
 # --- words ---
-
-
-def _when(ms: int) -> str:
-    return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d %H:%M")
 
 
 def _summary(found: Mapping[str, Any]) -> Iterator[Sequence[object]]:
@@ -123,7 +119,7 @@ _EXAMPLE = ("transaction", "event time", "card", "terminal", "amount", _SERVED, 
 
 def _example(row: Mapping[str, Any]) -> Sequence[object]:
     label = {None: "unknown", 0: "legitimate", 1: "fraud"}[row["label"]]
-    ids = (row["transaction_id"], _when(row["event_time"]), row["card_id"], row["terminal_id"])
+    ids = (row["transaction_id"], time_text(row["event_time"]), row["card_id"], row["terminal_id"])
     return (*ids, f"{row['amount']:,.2f}", f"{row['served']:.4f}", f"{row['replayed']:.4f}", label)
 
 

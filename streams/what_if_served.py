@@ -26,16 +26,20 @@ UNKNOWN = -1
 
 
 def read_served(
-    log: Log, span: Span, progress: Callable[[int], None] = lambda _: None, recent_ms: int | None = None
+    log: Log,
+    span: Span,
+    progress: Callable[[int], None] = lambda _: None,
+    recent_ms: int | None = None,
+    topic: str = FRAUD_SCORES,
 ) -> Scored:
-    """The score records of the range, with ``recent_ms`` at most so much older than the newest of them; one that was
-    sent again counts once. Their features, where they were logged.
+    """The score records of the range in ``topic``, with ``recent_ms`` at most so much older than the newest of them;
+    one that was sent again counts once. Their features, where they were logged.
 
     ConfigError: there is no such topic.
     """
     parts: list[Scored] = []
     begin, newest, dropped = span.begin_ms, 0, 0
-    for batch in read_up_to(log, log_ends(log, FRAUD_SCORES), from_start=False):
+    for batch in read_up_to(log, log_ends(log, topic), from_start=False):
         records, where = [], []
         for i, value in enumerate(batch.values):
             source = next((v for name, v in batch.headers(i) if name == "source"), None)

@@ -37,8 +37,10 @@ __all__ = ["Pipeline", "Task", "Worker", "ensure_topics"]
 
 logger = logging.getLogger("headrace.worker")
 
-#: a worker that is told to leave has done so after this time
-_LEAVE_S = 10.0
+#: a worker that is told to leave has done so after this time; ending the interpreter takes a second more
+_LEAVE_S = 8.5
+#: which each of its clients has in any case
+_LEAVE_MIN_S = 0.5
 
 
 def ensure_topics(log: Log, topics: Sequence[TopicInfo]) -> dict[str, TopicInfo]:
@@ -179,15 +181,25 @@ class Worker:
         self._leaving = self._error is None
         if self._reader is not None:
             self._reader.leave(drain=self._error is None)
-            await asyncio.to_thread(self._reader.join, self._settings.drain_s + 5)
+            await self._in_time(self._reader, ends_at)
         ticking.cancel()
         if self._checkpoints is not None and self._error is None:
             whole = {tp: task for tp, task in self._stateful_tasks().items() if tp not in self._replaying}
             self._checkpoints.finish(whole, ends_at - time.monotonic())
         await app.stop()
         await asyncio.to_thread(self.gate.close)
-        self._producer.close()
+        closing = threading.Thread(target=self._producer.close, name="headrace-close", daemon=True)
+        closing.start()
+        await self._in_time(closing, ends_at)
         return self._exit_code()
+
+    @staticmethod
+    async def _in_time(thread: threading.Thread, ends_at: float) -> None:
+        """Waits for its end, not longer than a leaving worker may take: a client whose broker is there and does not
+        answer can wait for ever, and what it waits for is not committed anyway."""
+        await asyncio.to_thread(thread.join, max(_LEAVE_MIN_S, ends_at - time.monotonic()))
+        if thread.is_alive():
+            logger.warning("%s is left behind: no answer from the broker in time", thread.name)
 
     def _prepare(self) -> None:
         """What may take long before the worker joins its group: kernels, and a broker that is not up yet.
@@ -357,7 +369,12 @@ class Worker:
             reader = self._reader
             if reader is None or self._producer is None:
                 continue
-            self._producer.poll(0)  # what it has to say is heard in time also when nothing is sent
+            if self._transactions is None:  # else the thread of the transactions hears it
+                try:
+                    self._producer.poll(0)  # what it has to say is heard in time also when nothing is sent
+                except FatalError as exc:
+                    self.failed(exc)
+                    return
             for tp, (epoch, at_end) in reader.assignment.at_end().items():
                 if tp not in self._inside and reader.assignment.owns(tp, epoch):
                     await self._tick_task(tp, epoch, at_end, reader)
@@ -401,7 +418,10 @@ class Worker:
         if not self._pipeline.is_stateful(tp.topic):
             start = start if committed is None else max(committed, start)
         elif self._checkpoints is not None:
-            start = self._load(self._checkpoints, assigned, task)
+            start = self._checkpoints.load(assigned, task)
+        elif committed is not None and start > 0:
+            what = "%s/%d: its first %d records were deleted; where the state needs them, features are too small"
+            logger.warning(what, *tp, start)
         self.gate.assigned(assigned)
         self._recovered[tp, assigned.epoch] = task
         if not self._owns(tp, assigned.epoch):  # lost before it was kept; lost from now on, it is dropped
@@ -410,21 +430,6 @@ class Worker:
 
     def _owns(self, tp: TP, epoch: int) -> bool:
         return self._reader is not None and self._reader.assignment.owns(tp, epoch)
-
-    def _load(self, checkpoints: Checkpoints, assigned: Assigned, task: Task) -> int:
-        try:
-            return checkpoints.load(assigned, task)
-        except FatalError as exc:
-            if exc.reason != "state-of-other-settings":
-                raise
-            counts = ", ".join(f"{name} {self._topics[name].partitions}" for name in self._pipeline.inputs)
-            what = str(exc).removeprefix(f"{exc.reason}: ")
-            raise FatalError(
-                exc.reason,
-                f"{what} How many partitions the topics have is one of these settings, now {counts}: where that was "
-                "raised, keys have moved away from their history, and a new group helps only with topics that are made "
-                "anew with the count you want, and their records sent again.",
-            ) from exc
 
     def deliver(self, batches: list[RecordBatch]) -> None:
         assert self._loop is not None and self._consumer is not None

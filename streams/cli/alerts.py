@@ -6,13 +6,12 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
+from monitoring.alerts import SEVERITIES
 from streams.cli.broker_wait import open_log
 from streams.cli.options import add_bootstrap, add_config, add_json, print_json
 from streams.errors import EXIT_OK, ConfigError
 
 EXAMPLE = "headrace alerts --kind input_drift"
-
-_SEVERITIES = ("warning", "critical")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("alert", nargs="*", metavar="ID", help="explain these, as the list shows them")
     parser.add_argument("--kind", metavar="KIND", help="only of this kind, such as input_drift")
     parser.add_argument("--subject", metavar="NAME", help="only about this feature, segment or score")
-    parser.add_argument("--severity", choices=_SEVERITIES, help="only so severe")
+    parser.add_argument("--severity", choices=SEVERITIES, help="only so severe")
     parser.add_argument("--limit", type=int, default=100, metavar="N", help="the newest so many (default: 100)")
     add_config(parser)
     add_bootstrap(parser)

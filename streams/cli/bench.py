@@ -224,6 +224,7 @@ def _features_table(figures: dict[str, Any]) -> list[str]:
         return _rows_table({"results": [figures]})
     lines = _rows_table(figures)
     lines += ["one key with 30% of the events:", *_rows_table({"results": figures["hot"]})]
+    lines += ["few and many keys, a block of each in turn:", *_rows_table({"results": figures["flatness"]})]
     return [*lines, "the same job by others:", *_rows_table(figures["peers"])]
 
 
@@ -239,6 +240,11 @@ def _recovery_table(figures: dict[str, Any]) -> list[str]:
     lines = [f"{name:<9} {figures[key]:8.2f} s   {text}" for name, key, text in rows]
     text = "pauses    {pause_ms_p99:8.2f} ms  p99, {pause_ms:.2f} at most, of {written} checkpoints"
     lines.append(text.format(**figures["checkpoints"]))
+    text = "{cpu_ms_max:8.2f} ms  of CPU at most ({wall_ms_max:.2f} wall), {cpu_ms_p50:.2f} p50, of {count} {what}"
+    parts = {"fork": "forks", "while_written": "blocks while one is written", "without": "blocks without one"}
+    for name, what in parts.items():
+        if figures["pauses"][name]["count"]:
+            lines.append(f"{'':<9} {text}".format(what=what, **figures["pauses"][name]))
     if figures["verified"] is not None:
         lines.append("verified  {rows:8,} rows, {mismatching_rows:,} differ".format(**figures["verified"]))
     return lines

@@ -139,6 +139,10 @@ def _told(state: State) -> Iterator[str]:
     yield f"champion  {state.champion or 'none'}"
     if state.clock_ms:
         yield f"labels    known up to {time_text(state.clock_ms)}, {sum(state.labelled):,} records used"
+    if state.kept.level:
+        yield f"rows      one in {2**state.kept.level:,} is kept, by its transaction's id"
+    if (trial := state.probation) is not None:
+        yield f"probation {trial.candidate} beside {trial.champion}, which it replaced, looked at {trial.looks} times"
     if state.frozen is not None:
         yield f"FROZEN    {state.frozen}; `headrace control thaw` ends it"
     case = state.case

@@ -8,10 +8,10 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from streams.alert_log import time_text
 from streams.cli.broker_wait import open_log
 from streams.cli.options import add_bootstrap, add_config, add_json, print_json
 from streams.errors import EXIT_FAILED, EXIT_OK, ConfigError
@@ -137,7 +137,7 @@ def _print_letters(args: argparse.Namespace, figures: Mapping[str, Any]) -> None
     wide = max((len(outline["source"]) for outline in shown), default=0)
     for outline in shown:
         line = (
-            f"{outline['source']:<{wide}}  {_when(outline['timestamp'])}  {outline['stage']:<8}  "
+            f"{outline['source']:<{wide}}  {time_text(outline['timestamp'])}  {outline['stage']:<8}  "
             f"{outline['state']:<7}  {outline['error']}  {outline['value_head']}"
         )
         print(_fit(line))
@@ -209,10 +209,6 @@ def _plain(text: str, keep: str = "") -> str:
     return "".join(c if c.isprintable() or c in keep else "?" for c in text)
 
 
-def _when(timestamp_ms: int) -> str:
-    return datetime.fromtimestamp(timestamp_ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
 def _fit(line: str) -> str:
     """One line; on a terminal what is too long for it is cut."""
     line = _plain(line)
@@ -241,7 +237,7 @@ def _show(args: argparse.Namespace) -> int:
         return EXIT_OK
     lines = {
         "source": letter.name,
-        "when": _when(letter.timestamp_ms),
+        "when": time_text(letter.timestamp_ms),
         "stage": letter.stage,
         "state": outline["state"] + (f"; a retry of {letter.retry_of} that failed again" if letter.retry_of else ""),
         "error": letter.error,

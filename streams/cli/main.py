@@ -45,6 +45,7 @@ COMMANDS = {
     "alerts": "list and explain what the monitor has raised",
     "control": "act on alerts by policy: update, retrain, promote on evidence; approve, reject, freeze",
     "report": "what the monitor knows of a day or a range, as a page: then and now, performance, alerts",
+    "items": "withdraw items from all recommendations, and take that back",
     "dead-letters": "list, show and retry the records that could not be read",
     "simulate": "send simulated card payments and labels to Kafka, at a rate",
     "broker": "start a real single-node Apache Kafka in the foreground, without Docker",

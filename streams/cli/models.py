@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -11,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streams.cli.model_changes import add_announce, announce
-from streams.cli.offline_io import ALIAS_CHOICES, add_alias, add_models, add_set
+from streams.cli.model_evidence import add_evidence, evidence
+from streams.cli.offline_io import ALIAS_CHOICES, add_alias, add_models, add_predictor, add_set
 from streams.cli.options import add_json, print_json
 from streams.cli.registry import check_new_name, known_model, open_registry
 from streams.errors import EXIT_OK, ConfigError
@@ -40,6 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             action.add_argument(
                 "reference", metavar="REF", help=f"NAME@VERSION or an alias{' or NAME' if name == 'show' else ''}"
             )
+            if name == "show":
+                add_predictor(action)
         elif name == "diff":
             for which in ("first", "second"):
                 action.add_argument(which, metavar="REF", help="NAME@VERSION, an alias or NAME")
@@ -50,7 +54,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             action.add_argument("--share", type=float, metavar="X", help="share of the cards, above 0 and at most 0.5")
         if name in ("add", "promote", "rollback", "shadow", "canary"):
             add_announce(action)
-        add_models(action)
+        if name == "evidence":
+            add_evidence(action)
+        else:
+            add_models(action)
         add_json(action)
 
 
@@ -96,7 +103,9 @@ _LONG = ("evaluation", "reference")
 
 
 def _show(args: argparse.Namespace) -> int:
-    registry = open_registry(args.models)
+    from streams.config import load_settings
+
+    registry = open_registry(args.models, load_settings(overrides={"predictor": args.predictor}).predictor)
     label = known_model(registry, args.reference)
     path = registry.resolve(label)
     model = registry.get(label, *_expected(path))
@@ -136,6 +145,9 @@ def _add(args: argparse.Namespace) -> int:
     registry = Registry(args.models)
     manifest = registry.add(draft, args.alias)
     announce(args, registry, "added", manifest.label, {"alias": args.alias})
+    if manifest.calibration.kind == "identity":
+        objective = manifest.objective or "of its own"
+        print(f"{manifest.label}: objective {objective}: its scores are raw scores, no probabilities", file=sys.stderr)
     return _say(args, manifest.label, args.alias, f"added {manifest.label}")
 
 
@@ -253,6 +265,11 @@ _ACTIONS = {
         _add,
     ),
     "diff": ("compare two packages", "champion fraud@2 --models models-dir", _diff),
+    "evidence": (
+        "compare the model in the shadow with the champion on transactions whose labels are final",
+        "--bootstrap 127.0.0.1:9092 --from 2026-05-01",
+        evidence,
+    ),
     "promote": ("verify a package and make it champion", "fraud@2 --models models-dir", _promote),
     "rollback": ("make the champion before the present one champion again", "--models models-dir", _rollback),
     "shadow": (

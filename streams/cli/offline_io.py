@@ -29,6 +29,7 @@ __all__ = [
     "add_models",
     "add_order",
     "add_pipeline",
+    "add_predictor",
     "add_set",
     "check_output",
     "read_inputs",
@@ -38,6 +39,8 @@ __all__ = [
 
 #: `models.registry.ALIASES`, whose import takes a second that ``--help`` should not
 ALIAS_CHOICES = ("champion", "challenger", "shadow")
+#: `models.predictor.PredictorKind`, likewise
+PREDICTOR_CHOICES = ("auto", "lightgbm", "compiled", "gpu")
 #: `features.fraud.SETS`, likewise
 SET_CHOICES = ("default", "rich", "tiled")
 
@@ -78,6 +81,16 @@ def add_models(parser: argparse.ArgumentParser) -> None:
         default=default,
         required=not default,
         help="registry of model packages (default: $HEADRACE_MODELS)",
+    )
+
+
+def add_predictor(parser: argparse.ArgumentParser) -> None:
+    """``--predictor``: what scores; None when not given: then `load_settings` decides."""
+    parser.add_argument(
+        "--predictor",
+        choices=PREDICTOR_CHOICES,
+        help="auto: the fastest of those that are bit-equal to LightGBM; gpu: nvForest, where it can serve the model "
+        "(default: auto)",
     )
 
 
@@ -125,7 +138,7 @@ def add_set(parser: argparse.ArgumentParser) -> None:
 def read_inputs(args: argparse.Namespace, features: FeatureSet, *, keep_extra: bool = False) -> Inputs:
     """Reads ``--from`` and ``--labels``; says on stderr how many rows are invalid and why the first one is.
 
-    HeadraceError when no event is valid.
+    HeadraceError when no event is valid, or no label of a file that has some.
     """
     from streams.config import load_settings
     from streams.offline import read_events, read_labels
@@ -142,11 +155,13 @@ def read_inputs(args: argparse.Namespace, features: FeatureSet, *, keep_extra: b
     if args.labels is not None:
         labels = read_labels(args.labels, bad_labels)
         report_invalid(args.labels, len(labels), bad_labels)
+        if bad_labels and len(labels) == 0:  # every risk would be 0; a file without any row says so on purpose
+            raise HeadraceError(f"--labels {args.labels}: no valid label in it; mend the file, or leave --labels out")
     stages = StageSettings(features, settings.allowed_lateness_ms, settings.dedupe_ms, settings.dedupe_entries)
     return Inputs(events, labels, stages, len(bad_events), len(bad_labels))
 
 
-def report_invalid(path: Path, valid: int, bad: list[Dead]) -> None:
+def report_invalid(path: Path | str, valid: int, bad: list[Dead]) -> None:
     """Says on stderr how many rows are invalid and why the first one is."""
     if bad:
         first = f"row {bad[0].index}: {bad[0].reason}"

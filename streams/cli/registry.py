@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from streams.errors import ConfigError
 
 if TYPE_CHECKING:
+    from models.predictor import PredictorKind
     from models.registry import Registry
     from streams.config import Settings
 
 __all__ = ["check_champion", "check_new_name", "known_model", "open_registry"]
 
 
-def open_registry(folder: Path) -> Registry:
-    """The registry in the folder. ConfigError: there is no such folder."""
+def open_registry(folder: Path, predictor: str = "auto") -> Registry:
+    """The registry in the folder, its packages loaded with this predictor. ConfigError: there is no such folder."""
     from models.registry import Registry
 
     if not folder.is_dir():
@@ -23,7 +24,7 @@ def open_registry(folder: Path) -> Registry:
         raise ConfigError(
             f"--models {folder}: {what}; name a registry, which `headrace train` and `headrace models add` make"
         )
-    return Registry(folder)
+    return Registry(folder, cast("PredictorKind", predictor))
 
 
 def known_model(registry: Registry, reference: str) -> str:

@@ -34,7 +34,11 @@ EXAMPLE = "headrace run --pipeline fraud --models models-dir --bootstrap 127.0.0
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     parser.add_argument("--pipeline", required=True, choices=[*PIPELINES, "all"], help="all: a process for each")
-    parser.add_argument("--models", metavar="DIR", help="registry of model packages; the champion scores")
+    parser.add_argument(
+        "--models",
+        metavar="DIR",
+        help="registry of model packages; the champion scores; monitor: what they were made on is watched",
+    )
     parser.add_argument(
         "--order", choices=["arrival", "event_time"], help="order of the terminal stage (default: arrival)"
     )
@@ -91,8 +95,10 @@ def run(args: argparse.Namespace) -> int:
 
     With ``--json`` the last line are the figures; SIGUSR1 prints those so far.
     """
+    from pathlib import Path
+
     from streams.beside import Beside
-    from streams.cli.registry import check_champion
+    from streams.cli.registry import check_champion, open_registry
     from streams.config import load_settings
     from streams.quality import in_words
 
@@ -109,6 +115,8 @@ def run(args: argparse.Namespace) -> int:
     settings = load_settings(args.config, overrides=overrides, defaults={"group": f"headrace-{args.pipeline}"})
     if args.pipeline == "fraud":
         check_champion(settings)
+    elif args.pipeline == "monitor" and settings.models:
+        open_registry(Path(settings.models))
     logging.getLogger().setLevel(settings.log_level)
     for faust_logger in ("faust", "mode", "streams.transport"):
         logging.getLogger(faust_logger).setLevel(logging.WARNING)

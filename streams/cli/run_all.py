@@ -30,6 +30,8 @@ _LINES_S = 5.0
 _PASSED = ("bootstrap", "config", "delivery", "checkpoints", "partitions")
 #: those that only the fraud pipeline knows
 _OF_FRAUD = ("models", "order", "set", "shed", "reasons", "reasons_max")
+#: which packages tell what models were made on
+_OF_MONITOR = ("models",)
 
 
 class _Worker:
@@ -89,7 +91,7 @@ class _Worker:
 def words_of(pipeline: str, args: argparse.Namespace) -> list[str]:
     """The command line of one pipeline's worker."""
     words = ["run", "--pipeline", pipeline, "--json"]
-    names = _PASSED + (_OF_FRAUD if pipeline == "fraud" else ())
+    names = _PASSED + {"fraud": _OF_FRAUD, "monitor": _OF_MONITOR}.get(pipeline, ())
     for name in names:
         value = getattr(args, name)
         if value is not None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from streams.cli.offline_io import add_inputs, add_models, add_order, check_output, read_inputs, written
+from streams.cli.offline_io import add_inputs, add_models, add_order, add_predictor, check_output, read_inputs, written
 from streams.cli.options import add_json, add_reasons, print_json
 from streams.cli.registry import known_model, open_registry
 from streams.errors import EXIT_OK
@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help=".parquet: transaction_id, score, raw; .jsonl: the records of fraud-scores",
     )
+    add_predictor(parser)
     add_reasons(parser)
     add_order(parser)
     add_json(parser)
@@ -52,10 +53,10 @@ def run(args: argparse.Namespace) -> int:
     from streams.config import load_settings
 
     as_json_lines = args.to.suffix.lower() == ".jsonl"
-    overrides = {name: getattr(args, name) for name in ("reasons", "reasons_max")}
-    policy = load_settings(overrides=overrides).reasons_policy()
-    slot = ModelSlot(reasons=policy if as_json_lines else NO_REASONS)
-    registry = open_registry(args.models)
+    overrides = {name: getattr(args, name) for name in ("reasons", "reasons_max", "predictor")}
+    settings = load_settings(args.config, overrides=overrides)
+    slot = ModelSlot(reasons=settings.reasons_policy() if as_json_lines else NO_REASONS)
+    registry = open_registry(args.models, settings.predictor)
     model = known_model(registry, args.model)
     features = set_of(read_manifest(registry.resolve(model)).schema_hash)
     slot.replace(registry.get(model, features.names, features.schema_hash, category_codes(features)))
@@ -63,7 +64,10 @@ def run(args: argparse.Namespace) -> int:
     inputs = read_inputs(args, features, keep_extra=as_json_lines)
     made = inputs.features(args.order).in_input_order()
     with written(args.to) as path:
-        (_write_jsonl if as_json_lines else _write_parquet)(path, inputs, made, slot)
+        if as_json_lines:
+            _write_jsonl(path, inputs, made, slot, settings.log_sets)
+        else:
+            _write_parquet(path, inputs, made, slot)
     seconds = time.perf_counter() - started
     counts = inputs.counts(made)
     rate = len(inputs.events) / seconds
@@ -95,7 +99,7 @@ def _write_parquet(path: Path, inputs: Inputs, made: OfflineFeatures, slot: Mode
     pq.write_table(pa.table({"transaction_id": ids, "score": score, "raw": raw}), path)
 
 
-def _write_jsonl(path: Path, inputs: Inputs, made: OfflineFeatures, slot: ModelSlot) -> None:
+def _write_jsonl(path: Path, inputs: Inputs, made: OfflineFeatures, slot: ModelSlot, with_sets: bool) -> None:
     """The values that a worker sends to fraud-scores, byte for byte; rows of the file count as offsets of partition 0
     where reasons are given for a sample."""
     import numpy as np
@@ -119,6 +123,7 @@ def _write_jsonl(path: Path, inputs: Inputs, made: OfflineFeatures, slot: ModelS
                 score=score,
                 raw=raw,
                 reasons=reason_texts(len(rows), reasons),
+                sets=serving.sets(raw) if with_sets else None,
             )
             file.write(b"\n".join([*values, b""]))
 

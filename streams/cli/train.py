@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from streams.cli.offline_io import add_alias, add_inputs, add_models, add_pipeline, add_set, read_inputs
-from streams.cli.options import add_json, print_json
+from streams.cli.options import add_bootstrap, add_json, print_json
 from streams.cli.registry import check_new_name
+from streams.cli.train_topics import topic_inputs
 from streams.errors import EXIT_OK, ConfigError
 
 if TYPE_CHECKING:
@@ -29,7 +30,11 @@ EXAMPLE = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     add_pipeline(parser, "recommend")
-    add_inputs(parser)
+    add_inputs(parser, required=False)
+    parser.add_argument(
+        "--from-topics", action="store_true", help="fraud: in the place of files, the topics of events and labels"
+    )
+    add_bootstrap(parser)
     add_set(parser)
     what = "first and last day (UTC, both included), or two ISO times, the second excluded"
     parser.add_argument("--train", required=True, type=time_range, metavar="A:B", help=f"train on these events: {what}")
@@ -104,14 +109,12 @@ def run(args: argparse.Namespace) -> int:
     from streams.report_page import report_folder
     from streams.train_report import write_report
 
-    for option in ("labels", "test"):
-        if getattr(args, option) is None:
-            raise ConfigError(f"--{option}: missing; the fraud pipeline needs it")
+    _check_sources(args)
     split, recipe = _split(args), _recipe(args)
     if args.report is not None:
         report_folder("--report", args.report)
     features = SETS[args.set]
-    inputs = read_inputs(args, features)
+    inputs = topic_inputs(args, features, split.test_to) if args.from_topics else read_inputs(args, features)
     codes = category_codes(features)
     trained = _train(inputs, split, recipe, list(codes), args.threads)
     created_at = datetime.now(UTC).isoformat(timespec="seconds")
@@ -162,7 +165,8 @@ def _found(manifest: Manifest) -> list[str]:
     """What conformal sets, search and budget came to, in words."""
     training, conformal = manifest.training, manifest.conformal
     kept = [
-        f"{conformal['measured'][name]['coverage']:.1%} of {name} rows"
+        f"{conformal['measured'][name]['coverage']:.1%} [{conformal['measured'][name]['low']:.1%}, "
+        f"{conformal['measured'][name]['high']:.1%}] of {name} rows"
         for name in ("fraud", "legitimate")
         if conformal["measured"][name]["coverage"] is not None
     ]
@@ -185,9 +189,27 @@ def _found(manifest: Manifest) -> list[str]:
     return lines
 
 
+def _check_sources(args: argparse.Namespace) -> None:
+    """ConfigError: it is not said what to train on, or twice."""
+    files = {"--from": args.source, "--labels": args.labels}
+    for option, path in files.items():
+        if args.from_topics and path is not None:
+            raise ConfigError(f"{option} {path}: --from-topics reads no file; leave out one of them")
+        if not args.from_topics and path is None:
+            raise ConfigError(f"{option}: missing; give a file, or --from-topics")
+    if args.test is None:
+        raise ConfigError("--test: missing; the fraud pipeline needs it")
+    if args.bootstrap is not None and not args.from_topics:
+        raise ConfigError(f"--bootstrap {args.bootstrap}: files need no Kafka; leave it out, or give --from-topics")
+
+
 def _check_rank(args: argparse.Namespace) -> None:
-    """ConfigError: an option of the fraud pipeline."""
+    """ConfigError: an option of the fraud pipeline, or no file."""
+    if args.source is None:
+        raise ConfigError("--from: missing; give a file of interactions")
     given = {
+        "--from-topics": args.from_topics,
+        "--bootstrap": args.bootstrap is not None,
         "--search": args.search != 0,
         "--class-weight": args.class_weight != 1.0,
         "--calibration": args.calibration != "platt",
@@ -237,9 +259,9 @@ def _train(inputs: Inputs, split: Split, recipe: Recipe, categorical: list[str],
     made = inputs.features("event_time")
     events = inputs.events.take(made.row)
     times = events.event_time_ms
-    in_training = (times >= split.train_from) & (times < split.train_to)
+    before = times < split.train_to
     y = fraud_rows(events, inputs.labels)
-    y[in_training] = fraud_rows(events, inputs.labels, split.test_from)[in_training]
+    y[before] = fraud_rows(events, inputs.labels, split.test_from)[before]
     names = inputs.settings.features.names
     with progress("training", 100) as advance:
         shown = 0

@@ -80,7 +80,7 @@ class FraudPipeline:
     guard: Guard = field(default_factory=Guard)
     encoder: ScoreEncoder = field(init=False)
     #: of what a shadow says; the features are in the score
-    shadow_encoder: ScoreEncoder = field(init=False)
+    shadow_encoder: ScoreEncoder = field(default_factory=lambda: ScoreEncoder(None))
     transactions: Decoder = field(init=False)
     labels: Decoder = field(init=False)
     #: whether a source's log is surely read to its end; see `use_ends`
@@ -92,8 +92,7 @@ class FraudPipeline:
 
     def __post_init__(self) -> None:
         self.transactions, self.labels = Decoder(schema.TRANSACTIONS), Decoder(schema.TRANSACTION_LABELS)
-        self.encoder = ScoreEncoder(self.settings.features.names if self.log_features else None, self.log_sets)
-        self.shadow_encoder = ScoreEncoder(None, self.log_sets)
+        self.encoder = ScoreEncoder(self.settings.features.names if self.log_features else None)
 
     @property
     def topics(self) -> Sequence[TopicInfo]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import orjson
 
 from features.block import IntArray
+from models.conformal import UNSAID
 from models.lineup import Lineup, Scored, Some, halved
 from models.serving import Serving
 from streams.encode import source_headers
@@ -45,6 +47,7 @@ def score_rows(
             score=scored.score,
             raw=scored.raw,
             reasons=reasons,
+            sets=_sets(lineup, scored) if pipeline.log_sets else None,
         )
         transactions = id_texts(rows.ids["transaction_id"])
         sources = source_headers(TRANSACTIONS, vectors.source_partitions, rows.offsets)
@@ -76,6 +79,7 @@ def _shadowed(pipeline: FraudPipeline, shadow: Serving, vectors: Vectors, some: 
             model=shadow.label,
             score=some.score[start:stop],
             raw=some.raw[start:stop],
+            sets=shadow.sets(some.raw[start:stop]) if pipeline.log_sets else None,
         )
 
     parts = halved(encoded, len(some.rows), f"shadow {shadow.label}, its records")
@@ -97,6 +101,22 @@ def _whose(lineup: Lineup, scored: Scored) -> str | list[bytes] | None:
     if len(scored.canary) == 0:
         return lineup.champion.label
     return [orjson.dumps(label or None) for label in _labels(lineup, scored)]
+
+
+def _sets(lineup: Lineup, scored: Scored) -> npt.NDArray[np.int8] | None:
+    """(n,) the labels that each row's score leaves possible, by the model that scored it; None where no model says.
+
+    Which of the two is up to the lineup alone: what becomes of a row never depends on the rows beside it.
+    """
+    sets = lineup.champion.sets(scored.raw)
+    if lineup.canary is None:
+        return sets
+    by_canary = lineup.canary.sets(scored.raw[scored.canary])
+    if sets is None and by_canary is None:
+        return None
+    sets = np.full(len(scored.raw), UNSAID, np.int8) if sets is None else sets
+    sets[scored.canary] = UNSAID if by_canary is None else by_canary
+    return sets
 
 
 def _explained(lineup: Lineup, vectors: Vectors, scored: Scored) -> list[bytes] | None:

@@ -49,7 +49,8 @@ class MonitorTask:
         self.sources = Sources(sources, BY_TERMINAL)
         self.join = LabelJoin(pipeline.settings)
         self.shelf = Shelf()
-        self.watches = Watches(pipeline.watch, pipeline.settings, tp, infos[BY_TRANSACTION].partitions)
+        partitions = infos[BY_TRANSACTION].partitions
+        self.watches = Watches(pipeline.watch, pipeline.settings, tp, partitions, pipeline.packages)
 
     def state(self) -> Arrays:
         """All that `process` depends on, as plain arrays, between two batches; equal for equal logs: ``next_offset``

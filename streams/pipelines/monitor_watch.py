@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -17,12 +18,16 @@ from monitoring.alerts import Alert
 from monitoring.labels import JoinSettings
 from monitoring.monitor import Monitor
 from monitoring.settings import MonitorSettings
+from monitoring.trained import Trained
 from streams.labelled import LabelledRows, matrix_of
 from streams.log import TP, OutBatch
 from streams.pipelines.fraud_monitor import MODEL
 from streams.topics import FINDINGS
 
-__all__ = ["WatchSettings", "Watches", "alert_records", "values_of"]
+__all__ = ["Packages", "WatchSettings", "Watches", "alert_records", "values_of"]
+
+#: the ``reference`` in the package "name@version", {} where there is none; the same whenever it is asked
+Packages = Callable[[str], Mapping[str, Any]]
 
 #: models that are watched at once; a new one takes the place of the one that has not scored for longest
 _MODELS_MAX = 8
@@ -60,18 +65,26 @@ class _Watched(NamedTuple):
     features: tuple[str, ...]
 
 
+def _no_package(model: str) -> Mapping[str, Any]:
+    return {}
+
+
 class Watches:
     """Of one of ``partitions`` partitions, which all see a share of the transactions, by chance. Their clock is the
     time that all sources of the log have passed, given with the rows: sources are at different times in a backlog, and
-    neither an event nor a label of a wrong clock may end a period."""
+    neither an event nor a label of a wrong clock may end a period. ``packages`` is asked once for each model, when its
+    first row comes: what it says is part of the state from then on."""
 
-    def __init__(self, settings: WatchSettings, join: JoinSettings, tp: TP, partitions: int) -> None:
+    def __init__(
+        self, settings: WatchSettings, join: JoinSettings, tp: TP, partitions: int, packages: Packages | None = None
+    ) -> None:
         self._settings = settings
+        self._packages = packages or _no_package
         self._join = join
         self._tp = tp
         self._partitions = partitions
         #: who scored last comes last
-        self._monitors: dict[_Watched, Monitor] = {}
+        self._monitors: OrderedDict[_Watched, Monitor] = OrderedDict()
 
     def scored(self, vectors: Block, names: tuple[str, ...], time_ms: int) -> list[OutBatch]:
         """Takes the vectors of one message, whose features have these names; the alerts that follow. ``time_ms``: that
@@ -80,10 +93,11 @@ class Watches:
         matrix = matrix_of(vectors, names)
         for model, rows in _by_model(vectors):
             watched = _Watched(model, names)
-            monitor = self._monitors.pop(watched, None) or self._monitor(names)
+            monitor = self._monitors.get(watched) or self._new(watched)
             self._monitors[watched] = monitor
+            self._monitors.move_to_end(watched)
             if len(self._monitors) > _MODELS_MAX:
-                del self._monitors[next(iter(self._monitors))]
+                self._monitors.popitem(last=False)
             block, x = (vectors, matrix) if rows is None else (vectors.take(rows), matrix[rows])
             columns = {
                 "event_time": block.event_time_ms,
@@ -123,10 +137,12 @@ class Watches:
         return {watched.model: monitor.figures() for watched, monitor in self._monitors.items()}
 
     def to_arrays(self) -> Arrays:
-        """Equal for equal logs: ``models`` (m,) texts, and for each ``i/features`` and ``i/state/..`` of its own."""
+        """Equal for equal logs: ``models`` (m,) texts, and for each ``i/features``, ``i/trained/..`` where its package
+        tells what it was made on, and ``i/state/..`` of its own."""
         out: Arrays = {"models": of_texts(watched.model for watched in self._monitors)}
         for i, (watched, monitor) in enumerate(self._monitors.items()):
             out[f"{i}/features"] = of_texts(watched.features)
+            out |= {} if monitor.trained is None else prefixed(f"{i}/trained/", monitor.trained.to_arrays())
             out |= prefixed(f"{i}/state/", monitor.state())
         return out
 
@@ -134,11 +150,15 @@ class Watches:
         """The reverse of `to_arrays`. StateError: of other settings."""
         for i, model in enumerate(texts_of(arrays["models"])):
             watched = _Watched(model, tuple(texts_of(arrays[f"{i}/features"])))
-            monitor = self._monitors[watched] = self._monitor(watched.features)
+            told = under(f"{i}/trained/", arrays)
+            monitor = self._monitors[watched] = self._monitor(watched, Trained.from_arrays(told) if told else None)
             monitor.restore(under(f"{i}/state/", arrays))
 
-    def _monitor(self, features: Sequence[str]) -> Monitor:
-        return Monitor(self._settings.of(features, self._join, self._partitions))
+    def _new(self, watched: _Watched) -> Monitor:
+        return self._monitor(watched, Trained.of(self._packages(watched.model), watched.features))
+
+    def _monitor(self, watched: _Watched, trained: Trained | None) -> Monitor:
+        return Monitor(self._settings.of(watched.features, self._join, self._partitions), trained=trained)
 
     def _alerts(self, model: str, alerts: Sequence[Alert]) -> list[OutBatch]:
         return [alert_records(model, self._tp, alerts)] if alerts else []

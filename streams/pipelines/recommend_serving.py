@@ -25,12 +25,12 @@ from features.block import FloatArray, Ids, IntArray
 from features.plan import StateError
 from features.schema import ACTIONS
 from features.shopping import FEATURES, SOURCES, Candidates, Contexts, ItemRecords, ItemView
-from models.slot import ModelSlot
 from models.slot import Serving as Model
 from streams.encode import decimal_keys, source_headers
 from streams.log import OutBatch, RecordBatch
 from streams.pipelines.recommend_lists import ListRules, choose, drawn, explores
 from streams.pipelines.recommend_stages import UserRows, said_times
+from streams.pipelines.recommend_withdrawn import Withdrawn
 from streams.recommend_encode import RecommendationEncoder, Served
 from streams.stage import Meters
 from streams.topics import RECOMMENDATIONS
@@ -86,17 +86,17 @@ class Serving:
     def __init__(
         self,
         rules: ListRules,
-        slot: ModelSlot,
         take: Callable[[], Sequence[RecordBatch]],
         meters: Meters,
         log_features: bool,
     ) -> None:
-        self._rules, self._slot, self._take, self._meters = rules, slot, take, meters
+        self._rules, self._take, self._meters = rules, take, meters
         # when partitions are assigned, another thread catches up
         self._lock = threading.Lock()
         self._view = ItemView()
+        self._withdrawn = Withdrawn()
         self._log_features = log_features
-        self._encoder = RecommendationEncoder(FEATURES if log_features else None)
+        self.encoder = RecommendationEncoder(FEATURES if log_features else None)
         self._trends = Trends(self._view)
 
     @property
@@ -127,12 +127,9 @@ class Serving:
 
     def _apply(self, batches: Sequence[RecordBatch]) -> None:
         """What cannot be read is counted, and the others are none the worse."""
-        newest = {
-            key: value
-            for batch in batches
-            for key, value in zip(batch.keys, batch.values, strict=True)
-            if key is not None and value is not None
-        }
+        newest, gone = self._withdrawn.take(batches)
+        if gone:
+            self._view.withdraw(_ids(gone))
         if not newest:
             return
         try:
@@ -144,10 +141,14 @@ class Serving:
                 except StateError:
                     self._meters.counts["items_unreadable"] += 1
 
-    def recommend(self, made: Sequence[UserRows], nbytes: int) -> list[OutBatch]:
-        """A record for each row."""
+    def unmarked(self) -> list[bytes]:
+        """See `Withdrawn.unmarked`."""
+        with self._lock:
+            return self._withdrawn.unmarked()
+
+    def recommend(self, made: Sequence[UserRows], model: Model, nbytes: int) -> list[OutBatch]:
+        """A record for each row, ranked by ``model``."""
         self.refresh()
-        model = self._slot.serving
         with self._lock:
             return [self._recommended(rows, model, nbytes) for rows in made]
 
@@ -220,7 +221,7 @@ class Serving:
             if items:
                 served.append(self._served(one, items, found, int(found.begin[i]) + one.at, scores, model))
             else:
-                served.append(_repeats(made, row, self._rules.length))
+                served.append(_repeats(made, row, self._rules.length, self._withdrawn))
         return served
 
     def _served(
@@ -255,7 +256,7 @@ class Serving:
     def _records(self, made: UserRows, lists: Sequence[Served], model: Model, nbytes: int) -> OutBatch:
         block, counts = made.block, self._meters.counts
         with self._meters.part("encode", nbytes):
-            values = self._encoder.encode(block, model.label, lists)
+            values = self.encoder.encode(block, model.label, lists)
             users = block.ids["user_id"]
             keys = decimal_keys(users.ints) if users.ints is not None else users.texts()
             sources = source_headers(block.topic, np.full(len(block), block.partition, np.int64), block.offsets)
@@ -300,11 +301,13 @@ def _explore(
     return _Listed(at, more, (place, int(others[pick])), propensities)
 
 
-def _repeats(made: UserRows, row: int, length: int) -> Served:
+def _repeats(made: UserRows, row: int, length: int, withdrawn: Withdrawn) -> Served:
     """What the user saw before, newest first, and the event's own item: all that is known where no item is."""
     contexts = made.contexts
-    seen = contexts.names.ids(contexts.items[row, : int(contexts.kept[row])]).to_list()
-    items = list(dict.fromkeys([*seen, *made.block.ids["item_id"].part(row, row + 1).to_list()]))[:length]
+    seen = contexts.names.ids(contexts.items[row, : int(contexts.kept[row])])
+    # an id is the same item as an integer and as its text
+    mine = {str(item): item for item in [*seen.to_list(), *made.block.ids["item_id"].part(row, row + 1).to_list()]}
+    items = [item for text, item in mine.items() if text.encode("utf-8", "surrogatepass") not in withdrawn][:length]
     return Served("repeats", items, [float("nan")] * len(items), [_OWN] * len(items))
 
 

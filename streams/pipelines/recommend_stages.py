@@ -13,14 +13,17 @@ import numpy as np
 import numpy.typing as npt
 
 from features.arrays import Arrays, of_optional, optional_of, prefixed, under
-from features.block import Block, IntArray
+from features.block import Block, BoolArray, IntArray
 from features.engine import Dedupe
+from features.plan import BoundError
 from features.shopping import FAN, Contexts, ItemRecords, ItemState, UserState
 
 __all__ = ["ItemStage", "ShopSettings", "UserRows", "UserStage", "said_times"]
 
 #: before the names of the arrays of a stage's parts
 _USERS, _SEEN, _ITEMS = "users/", "dedupe/", "items/"
+#: rows by item, some seven for an event, after which items are published however time goes; powers of two
+_ROWS_MIN, _ROWS_MAX = 1 << 12, 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,8 @@ class ShopSettings:
     dedupe_entries: int = 20_000_000
     #: event time between two publications of the items that have changed
     publish_ms: int = 60_000
+    #: of the users or items of one partition, looked at before each block; None: no bound
+    state_bytes_max: int | None = None
 
 
 @dataclass(slots=True)
@@ -43,10 +48,21 @@ class UserRows:
     duplicates: int
 
 
+def _check_room(whose: str, state: UserState | ItemState, settings: ShopSettings) -> None:
+    """BoundError: the state has grown beyond the bound."""
+    if settings.state_bytes_max is not None and state.nbytes > settings.state_bytes_max:
+        raise BoundError(
+            f"{len(state)} {whose} of one partition are held in {state.nbytes} bytes, more than the "
+            f"{settings.state_bytes_max} allowed; raise the bound, or spread them over more partitions",
+            0,
+        )
+
+
 class UserStage:
     """What users have done last, and the events seen before."""
 
     def __init__(self, settings: ShopSettings) -> None:
+        self._settings = settings
         self._users = UserState(allowed_lateness_ms=settings.allowed_lateness_ms)
         self._seen = Dedupe(**_dedupe_settings(settings))
 
@@ -57,7 +73,8 @@ class UserStage:
         return numbers
 
     def process(self, block: Block) -> UserRows:
-        """Drops repeated events; the others become part of the state."""
+        """Drops repeated events; the others become part of the state. BoundError: see `ShopSettings`."""
+        _check_room("users", self._users, self._settings)
         repeated = self._seen.process(block.ids["event_id"].keys(), block.event_time_ms)
         duplicates = int(np.count_nonzero(repeated))
         rows = block.take(~repeated) if duplicates else block
@@ -119,15 +136,26 @@ def said_times(block: Block) -> IntArray:
     return np.where(sent > 0, np.minimum(block.event_time_ms, sent), block.event_time_ms)
 
 
+def _enough(count: IntArray) -> BoolArray:
+    """(n,) bool: after so many rows it is time to publish."""
+    doubled = count // _ROWS_MIN + 1
+    below = (count % _ROWS_MIN == 0) & (doubled & (doubled - 1) == 0) & (count < _ROWS_MAX)
+    enough: BoolArray = (count > 0) & (below | (count % _ROWS_MAX == 0))
+    return enough
+
+
 class ItemStage:
     """What is known of items; those that have changed are published when event time passes a multiple of
     ``publish_ms``, see `said_times`, before the row that passes it counts, so that the boundaries of blocks never
-    show."""
+    show. Of a log whose time stands still, as one of days, also after some thousand rows, then after twice as many, up
+    to `_ROWS_MAX`, until time goes on."""
 
     def __init__(self, settings: ShopSettings) -> None:
+        self._settings = settings
         self._items = ItemState()
-        self._publish_ms = settings.publish_ms
         self._newest_ms: int | None = None
+        #: rows since time went on
+        self._rows = 0
 
     @property
     def identity(self) -> list[int]:
@@ -136,16 +164,23 @@ class ItemStage:
         return numbers
 
     def process(self, block: Block) -> Iterator[ItemRecords]:
-        """Takes the rows; yields what is to be published meanwhile. To be exhausted."""
+        """Takes the rows; yields what is to be published meanwhile. To be exhausted. BoundError: see `ShopSettings`."""
+        _check_room("items", self._items, self._settings)
+        publish_ms = self._settings.publish_ms
         times = said_times(block)
         if not len(times):
             return
         before = int(times[0]) if self._newest_ms is None else self._newest_ms
         newest = np.maximum(np.maximum.accumulate(times), before)
-        spans = newest // self._publish_ms
-        passed = np.flatnonzero(np.diff(spans, prepend=before // self._publish_ms)).tolist()
+        spans = newest // publish_ms
+        goes_on = np.diff(spans, prepend=before // publish_ms) != 0
+        # of each row, how many came before it since time went on
+        place = np.arange(len(times))
+        since = np.maximum.accumulate(np.where(goes_on, place, -self._rows))
+        count = place - since
+        self._rows = int(count[-1]) + 1
         begin = 0
-        for row in passed:
+        for row in np.flatnonzero(goes_on | _enough(count)).tolist():
             if row > begin:
                 self._items.process(block.part(begin, row))
             begin = row
@@ -155,12 +190,16 @@ class ItemStage:
 
     def to_arrays(self) -> Arrays:
         """The state in canonical form: equal for equal input, however it was cut into blocks."""
-        return {"newest_ms": of_optional(self._newest_ms), **prefixed(_ITEMS, self._items.to_arrays())}
+        return {
+            "newest_ms": of_optional(self._newest_ms),
+            "rows": np.array([self._rows], np.int64),
+            **prefixed(_ITEMS, self._items.to_arrays()),
+        }
 
     @classmethod
     def from_arrays(cls, settings: ShopSettings, arrays: Mapping[str, npt.NDArray[Any]]) -> Self:
         """The reverse of `to_arrays`. StateError if of other settings."""
         stage = cls(settings)
         stage._items = ItemState.from_arrays(under(_ITEMS, arrays))
-        stage._newest_ms = optional_of(arrays["newest_ms"])
+        stage._newest_ms, stage._rows = optional_of(arrays["newest_ms"]), int(arrays["rows"][0])
         return stage

@@ -10,8 +10,10 @@ import numpy.typing as npt
 
 from features.arrays import Arrays, check_like, prefixed, under
 from features.block import Block
+from models.slot import Serving
 from streams.codec import Dead, decode_together
 from streams.log import TP, OutBatch, RecordBatch
+from streams.model_cuts import runs_by_lineup
 from streams.partitioner import partitions_of
 from streams.pipelines.recommend_stages import ItemStage, UserRows, UserStage, rows_by_item
 from streams.rows import Rows
@@ -53,13 +55,22 @@ class UserTask:
         self.stage = UserStage.from_arrays(self.pipeline.settings, under(_STAGE, arrays))
 
     def tick(self, now_s: float, at_end: bool) -> list[OutBatch]:
-        """Nothing to send; what has come of the items is read, so that it does not pile up."""
-        self.pipeline.serving.refresh()
-        return []
+        """What has come of the items is read, so that it does not pile up."""
+        return self.pipeline.follow_items()
 
     @staticmethod
     def process_run(pipeline: RecommendPipeline, parts: Sequence[tuple[UserTask, RecordBatch]]) -> list[OutBatch]:
         """See `streams.pipeline.Pipeline.process`."""
+        outputs: list[OutBatch] = []
+        for lineup, run in runs_by_lineup(pipeline.slot, parts):
+            outputs += UserTask._process_run(pipeline, lineup.champion, run)
+        return outputs
+
+    @staticmethod
+    def _process_run(
+        pipeline: RecommendPipeline, model: Serving, parts: Sequence[tuple[UserTask, RecordBatch]]
+    ) -> list[OutBatch]:
+        """As `process_run`, of what one model ranks."""
         batches = [fresh_part(batch, task.next_offset) for task, batch in parts]
         nbytes = sum(batch.nbytes for batch in batches)
         with pipeline.meters.part("decode", nbytes):
@@ -80,7 +91,7 @@ class UserTask:
             n = pipeline.infos[BY_ITEM].partitions
             targets = np.concatenate([partitions_of(s.block.ids["item_id"], n) for s in sent])
             outputs = pack_for(BY_ITEM, "rows", sent, targets, n) + outputs
-        return outputs + pipeline.serving.recommend(live, nbytes)
+        return outputs + pipeline.serving.recommend(live, model, nbytes)
 
     def _account(self, batch: RecordBatch, dead: list[Dead], made: UserRows, outputs: list[OutBatch]) -> None:
         """Counts the batch; its dead letters go to ``outputs``."""
@@ -123,9 +134,8 @@ class ItemTask:
         self.stage = ItemStage.from_arrays(self.pipeline.settings, under(_STAGE, arrays))
 
     def tick(self, now_s: float, at_end: bool) -> list[OutBatch]:
-        """Nothing to send: items are published by event time. What has come of them is read."""
-        self.pipeline.serving.refresh()
-        return []
+        """Items are published by event time; what has come of them is read."""
+        return self.pipeline.follow_items()
 
     @staticmethod
     def process_run(pipeline: RecommendPipeline, parts: Sequence[tuple[ItemTask, RecordBatch]]) -> list[OutBatch]:

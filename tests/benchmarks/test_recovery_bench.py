@@ -46,5 +46,6 @@ def test_recovery() -> None:
     assert figures["checkpoint_bytes"] > 0 and figures["load_s_per_gb"] > 0
     assert 0 < figures["assignment_to_ready_s"] < figures["start_to_ready_s"] <= figures["start_to_first_score_s"]
     assert {"pause_ms", "pause_ms_p99", "written"} <= set(figures["checkpoints"])
+    assert figures["pauses"]["fork"]["count"] >= 3 and figures["pauses"]["without"]["count"] > 0
     assert "per million events" in "".join(bench._recovery_table(figures))
     assert orjson.loads(orjson.dumps(figures)) == figures

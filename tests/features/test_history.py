@@ -113,6 +113,16 @@ def test_out_of_order_within_the_lateness_ends_as_in_order() -> None:
     assert ordered.process(probe)[0].tobytes() == shuffled.process(probe)[0].tobytes()
 
 
+@pytest.mark.parametrize("amount", [9.99, 0.1, 0.7])
+def test_equal_values_do_not_deviate(amount: float) -> None:
+    """Three times 0.1 by three is not 0.1: any other amount would be 10**16 standard deviations away."""
+    features = by("card_id", schema=PAYMENTS).std("amount", "60s").zscore("amount", "60s").features
+    rows = [Row(1_000_000 + 1_000 * i, 1, 1, amount, 1.0, 0.0, 0.0) for i in range(40)]
+    rows.append(Row(1_040_000, 1, 1, 3 * amount, 1.0, 0.0, 0.0))
+    matrix, _ = engine(features).process(block_of(rows))
+    assert not matrix[:-1, 0].any() and np.isnan(matrix[:, 1]).all()
+
+
 def test_idle_keys_are_dropped() -> None:
     features = by("card_id", schema=PAYMENTS).max("amount", "60s").features
     state = engine(features)

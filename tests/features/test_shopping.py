@@ -107,6 +107,8 @@ def test_a_session_ends_by_its_id_or_by_silence() -> None:
 
     by_gap = session((0, None), (30, None), (61, None))
     assert by_gap[0] == by_gap[1] != by_gap[2]
+    alone = session((0, None), (31, None), (62, "a"), (62, "b"), (90, None), (121, None))
+    assert len(set(alone[:5])) == 1 and alone[5] != alone[0]
     by_id = session((0, "a"), (90, "a"), (91, "b"))
     assert by_id[0] == by_id[1] != by_id[2]
 
@@ -405,6 +407,31 @@ def test_the_popular_are_those_of_now_and_what_nobody_touches_goes() -> None:
     assert view.ids(view.popular(5)).to_list() == [2, 3] and len(view) == len(view.copy()) == 2
 
 
+def test_memory_of_dead_items_is_given_to_new_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("features.shopping_view._CROWDED_MIN", 64)
+    items, view = ItemState(neighbours=4, visits=1, horizon_ms=HOUR_MS), ItemView(sessions=4, horizon_ms=HOUR_MS)
+    for n in range(60):
+        now = BEGIN_MS + n * 30 * MINUTE_MS
+        rows = [Told(f"{n}-{i}", now, 1, 1, f"{n}-{i + 1}", i, None, 1.0) for i in range(20)]
+        items.process(told_block([*rows, *(row._replace(lag=0) for row in rows)]))
+        view.apply(items.changed())
+        view.refresh(now)
+        expected_ids = {f"{m}-{i}" for m in (n - 1, n) for i in range(20) if m >= 0}
+        assert set(view.ids(view.published()).to_list()) == expected_ids
+    assert view._slots.capacity <= 256 and len(view._names.by_code) <= 128
+    context = UserState().process(block_of([Click("new", "59-3", now, 0, None, None, math.nan)]))
+    expected = ItemView(sessions=4, horizon_ms=HOUR_MS)
+    expected.apply(items.records())
+    expected.refresh(now)
+    for column_of in ("last_after1", "looks_1d"):
+        found = [one.recommendable(context, np.array([0]), 50) for one in (view, view.copy(), expected)]
+        values = [
+            dict(zip(one.ids(f.numbers).to_list(), f.x[:, column(column_of)].tolist(), strict=True))
+            for one, f in zip((view, view, expected), found, strict=True)
+        ]
+        assert values[0] == values[1] == values[2]
+
+
 def test_names_of_forgotten_items_are_forgotten() -> None:
     items = ItemState(neighbours=1, visits=1, horizon_ms=1000)
     for n in range(10):
@@ -433,7 +460,7 @@ def test_memory_is_what_the_docstrings_say() -> None:
     view = ItemView(neighbours=8, visits=8, sessions=64)
     view.apply(shop.items.records())
     slack = 2.1  # tables and small arrays double
-    assert shop.users.nbytes < slack * n * (USERS["last"] * 17 + 94)
+    assert shop.users.nbytes < slack * n * (USERS["last"] * 17 + 102)
     assert shop.items.nbytes < slack * n * (36 * 8 + 16 * 8 + 171)
     assert view.nbytes < slack * n * (28 * 8 + 8 * 8 + 186) + 160 * 64
     assert len(shop.users) == len(shop.items) == len(view) == n

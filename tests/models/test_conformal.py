@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from models.conformal import FRAUD, LEGITIMATE, Conformal, coverage, fit_conformal
+from models.conformal import FRAUD, LEGITIMATE, Conformal, carried_over, coverage, fit_conformal
 from models.errors import PackageError
 
 
@@ -24,7 +24,7 @@ def test_coverage_of_each_class_is_what_was_asked_for(alpha: float) -> None:
     covered = {"fraud": [], "legitimate": []}
     for seed in range(60):
         conformal = fit_conformal(*_drawn(seed, 800), alpha)
-        found = coverage(conformal, *_drawn(1000 + seed, 2000))
+        found = coverage(conformal, *_drawn(1000 + seed, 2000), np.arange(2000))
         for name, values in covered.items():
             values.append(found[name]["coverage"])
     for name, values in covered.items():
@@ -33,7 +33,10 @@ def test_coverage_of_each_class_is_what_was_asked_for(alpha: float) -> None:
 
 def test_a_better_model_leaves_less_open() -> None:
     raw, y = _drawn(0, 5000)
-    good, poor = (coverage(fit_conformal(scale * y + raw, y), scale * y + raw, y)["sets"] for scale in (1.0, -1.5))
+    good, poor = (
+        coverage(fit_conformal(scale * y + raw, y), scale * y + raw, y, np.arange(5000))["sets"]
+        for scale in (1.0, -1.5)
+    )
     assert good["both"] < poor["both"]
     assert sum(good.values()) == pytest.approx(1.0)
 
@@ -81,6 +84,32 @@ def test_damaged_data_is_refused(data: dict[str, object]) -> None:
 
 
 def test_without_rows_of_a_class_there_is_no_coverage() -> None:
-    found = coverage(Conformal(0.1, 0.0, 0.0), np.array([1.0, -1.0]), np.array([0, 0]))
+    found = coverage(Conformal(0.1, 0.0, 0.0), np.array([1.0, -1.0]), np.array([0, 0]), np.array([0, 1]))
     assert found["fraud"] == {"rows": 0, "coverage": None, "low": 0.0, "high": 1.0}
     assert found["legitimate"]["coverage"] == 0.5
+
+
+def test_rows_that_say_the_same_count_once() -> None:
+    """The interval of rows in hundreds of equal ones is that of one row of each."""
+    raw, y = _drawn(3, 3000)
+    conformal = fit_conformal(raw, y)
+    once = coverage(conformal, raw, y, np.arange(3000))
+    many = coverage(conformal, np.repeat(raw, 100), np.repeat(y, 100), np.repeat(np.arange(3000), 100))
+    alone = coverage(conformal, np.repeat(raw, 100), np.repeat(y, 100), np.arange(300_000))
+    for name in ("fraud", "legitimate"):
+        for end in ("low", "high", "coverage"):
+            assert many[name][end] == pytest.approx(once[name][end])
+        assert alone[name]["high"] - alone[name]["low"] < 0.15 * (many[name]["high"] - many[name]["low"])
+
+
+def test_thresholds_are_carried_over_by_rank() -> None:
+    """To a model that says the same on another scale, exactly but for the rows' own steps."""
+    raw, y = _drawn(5, 5000)
+    conformal = fit_conformal(raw, y)
+    carried = carried_over(conformal, raw, np.exp(raw) - 7)
+    assert carried == Conformal(0.1, np.exp(conformal.fraud_from) - 7, np.exp(conformal.legitimate_to) - 7)
+    assert (carried.sets(np.exp(raw) - 7) == conformal.sets(raw)).all()
+    open_ended = Conformal(0.1, -math.inf, math.inf)
+    assert carried_over(open_ended, raw, raw) == open_ended
+    extreme = Conformal(0.1, fraud_from=float(raw.max()), legitimate_to=float(raw.min()))
+    assert carried_over(extreme, raw, raw) == extreme

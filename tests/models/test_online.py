@@ -7,7 +7,8 @@ import pytest
 
 from models.calibrate import Calibration
 from models.errors import ModelError
-from models.online import Gate, OnlineCalibrator, log_loss
+from models.metrics import log_losses
+from models.online import Gate, OnlineCalibrator
 
 
 def raw_and_labels(n: int, a: float, b: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -64,12 +65,13 @@ def test_the_gate_lets_through_what_is_better_and_hardly_ever_what_is_not() -> N
         gate, better = Gate(), Gate()
         for k in range(20):
             raw, y = raw_and_labels(200, 1.0, 0.0, 1000 * seed + k)
-            base = log_loss(y, Calibration("platt").apply(raw))
+            base = log_losses(y.astype(np.float64), Calibration("platt").apply(raw))
             noise = np.random.default_rng(k).normal(0, 0.05)
-            gate = gate.add(base, log_loss(y, Calibration("platt", b=noise).apply(raw)))
+            gate = gate.add(base, log_losses(y.astype(np.float64), Calibration("platt", b=noise).apply(raw)))
             raw, y = raw_and_labels(200, 1.0, 2.0, 1000 * seed + k)
             better = better.add(
-                log_loss(y, Calibration("platt").apply(raw)), log_loss(y, Calibration("platt", b=2.0).apply(raw))
+                log_losses(y.astype(np.float64), Calibration("platt").apply(raw)),
+                log_losses(y.astype(np.float64), Calibration("platt", b=2.0).apply(raw)),
             )
         passed += gate.passed(0.95, 0.0)
         assert better.passed(0.99, 0.01) and not better.passed(0.99, 0.99)

@@ -1,11 +1,15 @@
-"""One conformance suite for every predictor: the same bits as `Booster.predict(raw_score=True)`."""
+"""One conformance suite for every predictor: the same bits as `Booster.predict(raw_score=True)`, but of the one on a
+graphics card, which is held to its tolerance on its library's CPU device."""
 
 from __future__ import annotations
 
 import functools
 import re
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from types import SimpleNamespace
 
 import lightgbm
 import numpy as np
@@ -17,8 +21,9 @@ from trees import N_FEATURES, NAMES, REFUSED, model_text, random_text, training_
 from models import auto, compiled, golden, kernels
 from models.auto import BATCH_SIZES, AutoPredictor, choose
 from models.compiled import CompiledPredictor
-from models.errors import ModelError, UnsupportedModelError
+from models.errors import ModelError, PredictorUnavailableError, UnsupportedModelError
 from models.forest import flatten
+from models.gpu import GpuPredictor, agree
 from models.lightgbm import LightGBMPredictor
 from models.modeltext import parse
 from models.predictor import ColumnSelect, Predictor
@@ -38,6 +43,7 @@ PREDICTORS: dict[str, Callable[[str], Predictor]] = {
     "compiled_walk": Walking,
     "auto": lambda text: choose(text).predictor,
     "auto_mixed": lambda text: AutoPredictor((CompiledPredictor(text), LightGBMPredictor(text)) * 2),
+    "gpu": lambda text: GpuPredictor(text, device="cpu"),
     "column_select": lambda text: ColumnSelect(CompiledPredictor(text), np.arange(N_FEATURES), N_FEATURES),
 }
 
@@ -53,9 +59,10 @@ def booster_of(model: str) -> lightgbm.Booster:
 
 
 @functools.cache
-def rows_of(model: str) -> np.ndarray:
+def rows_of(model: str, kind: str = "") -> np.ndarray:
     traps = golden.inputs(parse(model_text(model)), rows=1500, seed=5)
-    return np.ascontiguousarray(np.concatenate([traps, training_matrix(500)[0]]))
+    rows = np.concatenate([traps, training_matrix(500)[0]])
+    return np.ascontiguousarray(rows[~np.isposinf(rows).any(axis=1)] if kind == "gpu" else rows)
 
 
 def assert_bits(got: np.ndarray, expected: np.ndarray, x: np.ndarray) -> None:
@@ -64,34 +71,51 @@ def assert_bits(got: np.ndarray, expected: np.ndarray, x: np.ndarray) -> None:
     assert len(wrong) == 0, f"{len(wrong)} of {len(x)} rows, first {x[wrong[0]]}: {got[wrong[0]]} {expected[wrong[0]]}"
 
 
-@pytest.fixture(params=PREDICTORS)
+def assert_right(kind: str, got: np.ndarray, expected: np.ndarray, x: np.ndarray) -> None:
+    if kind == "gpu":
+        assert got.dtype == np.float64 and agree(got, expected)
+    else:
+        assert_bits(got, expected, x)
+
+
+_NEEDS_NVFOREST = pytest.mark.skipif(
+    find_spec("nvforest") is None,
+    reason="nvForest (2.3 GB) is not installed: `make test-gpu` installs it and runs the tests of the gpu predictor",
+)
+
+
+@pytest.fixture(params=[pytest.param(name, marks=[_NEEDS_NVFOREST] * (name == "gpu")) for name in PREDICTORS])
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
 @pytest.mark.parametrize("model", NAMES)
-def test_same_bits_on_traps(kind: str, model: str) -> None:
-    x = rows_of(model)
-    assert_bits(predictor_of(kind, model).predict_raw(x), booster_of(model).predict(x, raw_score=True), x)
+def test_same_scores_on_traps(kind: str, model: str) -> None:
+    x = rows_of(model, kind)
+    if (kind, model) == ("gpu", "zero_as_missing"):
+        with pytest.raises(UnsupportedModelError, match="zero_as_missing"):
+            predictor_of(kind, model)
+        return
+    assert_right(kind, predictor_of(kind, model).predict_raw(x), booster_of(model).predict(x, raw_score=True), x)
 
 
 @pytest.mark.parametrize("model", ["categorical", "leaves_65", "constant"])
 def test_batch_size_does_not_show(kind: str, model: str) -> None:
-    predictor, x = predictor_of(kind, model), rows_of(model)
+    predictor, x = predictor_of(kind, model), rows_of(model, kind)
     whole = predictor.predict_raw(x)
     for n in (1, 2, 5, 6, 7, 8, 9, 15, 63, 64, 65, 128, 131):
-        assert_bits(predictor.predict_raw(x[n : 2 * n]), whole[n : 2 * n], x[n : 2 * n])
+        assert_right(kind, predictor.predict_raw(x[n : 2 * n]), whole[n : 2 * n], x[n : 2 * n])
     assert predictor.predict_raw(x[:0]).shape == (0,)
 
 
 def test_takes_any_layout_of_a_matrix(kind: str) -> None:
-    predictor, x = predictor_of(kind, "nan_missing"), rows_of("nan_missing")
+    predictor, x = predictor_of(kind, "nan_missing"), rows_of("nan_missing", kind)
     expected = predictor.predict_raw(x)
-    assert_bits(predictor.predict_raw(np.asfortranarray(x)), expected, x)
-    assert_bits(predictor.predict_raw(x[::3]), expected[::3], x[::3])
+    assert_right(kind, predictor.predict_raw(np.asfortranarray(x)), expected, x)
+    assert_right(kind, predictor.predict_raw(x[::3]), expected[::3], x[::3])
     whole_numbers = np.round(np.nan_to_num(x, posinf=5, neginf=5).clip(-99, 99))
     got = predictor.predict_raw(whole_numbers.astype(np.int32))
-    assert_bits(got, predictor.predict_raw(whole_numbers), x)
+    assert_right(kind, got, predictor.predict_raw(whole_numbers), x)
 
 
 @pytest.mark.parametrize("shape", [(3, N_FEATURES - 1), (3, N_FEATURES + 1), (N_FEATURES,)])
@@ -101,12 +125,12 @@ def test_refuses_other_shapes(kind: str, shape: tuple[int, ...]) -> None:
 
 
 def test_threads_do_not_disturb_each_other(kind: str) -> None:
-    predictor, x = predictor_of(kind, "categorical"), rows_of("categorical")
+    predictor, x = predictor_of(kind, "categorical"), rows_of("categorical", kind)
     expected = predictor.predict_raw(x)
     cuts = [(i % 97, i % 97 + 1 + i * 13 % 200) for i in range(200)]
     with ThreadPoolExecutor(6) as pool:
         for (a, b), got in zip(cuts, pool.map(lambda c: predictor.predict_raw(x[c[0] : c[1]]), cuts), strict=True):
-            assert_bits(got, expected[a:b], x[a:b])
+            assert_right(kind, got, expected[a:b], x[a:b])
 
 
 @given(seed=st.integers(0, 10_000))
@@ -140,6 +164,57 @@ def test_auto_serves_unsupported_models_by_lightgbm(model: str) -> None:
     assert REFUSED[model] in choice.reason
     x = training_matrix(50)[0]
     assert_bits(choice.predictor.predict_raw(x), booster_of(model).predict(x, raw_score=True), x)
+
+
+@_NEEDS_NVFOREST
+def test_gpu_refuses_what_it_would_score_wrongly() -> None:
+    predictor, x = predictor_of("gpu", "threshold_inf"), rows_of("threshold_inf", "gpu")[:3].copy()
+    x[1, 2] = np.inf
+    with pytest.raises(ModelError, match=r"\+inf in column 2"):
+        predictor.predict_raw(x)
+    for model, reason in REFUSED.items():
+        with pytest.raises(UnsupportedModelError, match=reason):
+            predictor_of("gpu", model)
+    both = re.sub(r"\nsplit_feature=\d", "\nsplit_feature=3", model_text("categorical"))
+    with pytest.raises(UnsupportedModelError, match="f3 is a number and a category"):
+        GpuPredictor(both, device="cpu")
+
+
+@_NEEDS_NVFOREST
+def test_gpu_serves_who_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auto, "GpuPredictor", lambda text: GpuPredictor(text, device="cpu"))
+    choice = choose(model_text("categorical"), wanted="gpu")
+    assert choice.predictor.name == "gpu" and "asked for" in choice.reason and set(choice.us_per_row) == {"gpu"}
+    assert "gpu" not in choose(model_text("categorical")).predictor.name
+    assert "zero_as_missing" in choose(model_text("zero_as_missing"), wanted="gpu").reason
+
+
+def test_without_the_gpu_library_auto_serves_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "nvforest", None)
+    with pytest.raises(PredictorUnavailableError, match=r"headrace\[gpu\]"):
+        GpuPredictor(model_text("stumps"))
+    choice = choose(model_text("stumps"), wanted="gpu")
+    assert "nvForest is not to be had" in choice.reason and "bit-equal" in choice.reason
+    assert "nvForest is not to be had" in caplog.text
+
+
+def test_without_a_driver_the_gpu_predictor_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_model(*_: object, **__: object) -> None:
+        raise RuntimeError("Failed to detect a GPU device. Diagnostic:\n    cudaErrorInsufficientDriver: ...")
+
+    monkeypatch.setitem(sys.modules, "nvforest", SimpleNamespace(load_model=load_model))
+    choice = choose(model_text("stumps"), wanted="gpu")
+    assert "cannot use the gpu (Failed to detect a GPU device. Diagnostic: cudaError" in choice.reason
+    assert choice.predictor.name != "gpu"
+
+
+def test_lightgbm_and_compiled_can_be_asked_for() -> None:
+    for wanted in ("lightgbm", "compiled"):
+        choice = choose(model_text("stumps"), wanted=wanted)
+        assert choice.predictor.name == wanted and "asked for" in choice.reason
+    assert choose(model_text("linear"), wanted="compiled").predictor.name == "lightgbm"
 
 
 def test_multiclass_has_no_predictor() -> None:
@@ -215,3 +290,26 @@ def test_trees_with_loose_ends_are_refused(line: str, value: str) -> None:
         until = text.index(" ", until) + 1
     with pytest.raises(ModelError, match="do not exist"):
         parse(text[:at] + value + text[until:])
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("num_tree_per_iteration", "0", "not the same number above 0"),
+        ("num_class", "99999999", "not the same number above 0"),
+        ("decision_type", "1 1 1 1 1 1 1 1 1 1 1 1 1 1", "categories that do not exist"),
+        ("cat_boundaries", "0 999999999", "categories that do not exist"),
+        ("leaf_value", "nan", "no finite number"),
+        ("leaf_value", "-inf", "no finite number"),
+        ("feature_names", "f0 f1 f0 f3 f4", "f0 names several features"),
+    ],
+)
+def test_texts_that_would_end_or_mislead_lightgbm_are_refused(field: str, value: str, said: str) -> None:
+    """Some of them end the process, and some read memory that is not theirs."""
+    text = model_text("categorical" if field == "cat_boundaries" else "no_missing")
+    line = re.search(rf"^{field}=(.*)$", text, flags=re.MULTILINE)
+    assert line is not None
+    rest = line[1].split()[len(value.split()) :]
+    text = text[: line.start(1)] + " ".join([value, *rest]) + text[line.end(1) :]
+    with pytest.raises(ModelError, match=said):
+        parse(text)

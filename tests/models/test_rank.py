@@ -53,6 +53,20 @@ def test_the_same_lists_give_the_same_model() -> None:
     assert one == two
 
 
+def test_only_the_first_of_a_list_teach(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("models.rank._TAUGHT", 5)
+    served = lists()
+    first = served.first(5)
+    for i in range(len(served)):
+        rows = slice(served.begin[i], min(served.begin[i] + 5, served.begin[i + 1]))
+        mine = slice(first.begin[i], first.begin[i + 1])
+        np.testing.assert_array_equal(first.x[mine], served.x[rows])
+        np.testing.assert_array_equal(first.clicked[mine], served.clicked[rows])
+    ranker = train_rank(served, ["a", "b", "c"], rounds=2, params=SMALL)
+    taught = len(first.with_a_click())
+    assert ranker.training["lists_with_click"] == taught < len(served.with_a_click())
+
+
 def test_no_click_no_model() -> None:
     served = lists()
     with pytest.raises(ModelError, match="400, none with the next click"):

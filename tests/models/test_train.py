@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.errors import ModelError
+from models.folds import Folds
 from models.metrics import card_precision, not_known_before
 from models.modeltext import parse
 from models.train import DAY_MS, Recipe, Split, train_fraud
@@ -85,12 +86,26 @@ def test_a_recipe_is_followed() -> None:
     assert trained.calibration.kind == "isotonic" and trained.conformal["alpha"] == 0.2
     training = trained.training
     assert training["validation_from"] < training["calibration_from"] < training["train_to"]
+    # there are five days before the training range, and the label's delay is a week
+    assert training["validation_gap_ms"] == pytest.approx(6.75 * DAY_MS, abs=DAY_MS // 20)
     before = (time >= training["train_from"]) & (time < training["calibration_from"])
     assert training["params"]["scale_pos_weight"] == pytest.approx(np.sum(y[before] == 0) / np.sum(y[before] == 1))
     assert len(training["search"]["tried"]) == 2 and training["budget"]["cut"] is False
     assert len(parse(trained.model_text).trees) == training["rounds"]
     low, high = (trained.evaluation["intervals"]["auc"][name] for name in ("low", "high"))
     assert low < trained.metrics["auc"] < high
+
+
+def test_validation_is_as_far_from_what_is_fitted_as_the_test() -> None:
+    """The gap is the label's delay where the rows reach back so far, else what leaves half of the rows to fit."""
+    split, time = Split(40 * DAY_MS, 48 * DAY_MS, 55 * DAY_MS, 60 * DAY_MS), np.arange(0, 60 * DAY_MS, DAY_MS // 8)
+    y = (np.arange(len(time)) % 3 == 0).astype(np.int8)
+    for begin, gap, fit in ((0, 7, (33, 37)), (36, 6, (36, 38)), (40, 2, (40, 42))):
+        part = time[time >= begin * DAY_MS]
+        folds = Folds.of(part, y[: len(part)], split, 0.25, True)
+        assert folds.gap_ms == gap * DAY_MS and folds.validation_from == 44 * DAY_MS
+        assert (part[folds.fit].min(), part[folds.fit].max()) == (fit[0] * DAY_MS, fit[1] * DAY_MS - DAY_MS // 8)
+    assert Folds.of(time, y, split, 0.25, False).gap_ms == 0
 
 
 def test_what_is_chosen_does_not_depend_on_the_test_range() -> None:

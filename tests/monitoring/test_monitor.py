@@ -238,3 +238,11 @@ def test_nothing_drifts_in_the_real_data(data_dir: Path) -> None:
     assert alerts == []
     figures = monitor.figures()
     assert figures["scored"]["periods"] > 33 and not figures["labelled"]["learning"]
+
+
+def test_a_feature_that_was_always_missing_and_comes_is_an_alert() -> None:
+    rows = scored(ROWS)
+    rows["features"][: 400 * 20, 1] = np.nan
+    alerts, _ = fed(SETTINGS, rows, None, [])
+    assert [(a["kind"], a["subject"]) for a in alerts] == [("missing_rate", "b")]
+    assert alerts[0]["value"] < alerts[0]["threshold"]

@@ -28,6 +28,8 @@ def mean(values: list[float]) -> float:
 
 
 def std(values: list[float]) -> float:
+    if len(set(values)) == 1:  # whose mean may be rounded
+        return 0.0
     middle, total = mean(values), 0.0
     for v in values:
         total += (v - middle) * (v - middle)

@@ -19,6 +19,7 @@ class User:
     session: list[Any] = field(default_factory=list)
     began: tuple[str, Any] = ("", None)
     newest: int = NEVER
+    quick: bool = False
 
 
 class NaiveUsers:
@@ -39,7 +40,10 @@ class NaiveUsers:
             self.users[name] = user
             fresh = not user.events or (user.began[1] != session if session is not None else self._gap(user, time))
             if fresh:
-                user.session, user.began = [], ("given", session) if session is not None else ("time", time)
+                user.began = ("given", session) if session is not None else ("time", time)
+            if fresh and (user.quick or not user.events):
+                user.session, user.quick = [], False
+            user.quick = user.quick or not fresh
             told = [(item, 0, None)]
             for lag, before in enumerate(user.session[: -LAGS - 1 : -1][: self.last - 1], 1):
                 told += [(item, -lag, before), (before, lag, item)]

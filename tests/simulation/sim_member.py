@@ -101,7 +101,9 @@ class SimMember:
     def at_end(self, tp: TP) -> bool:
         return self.positions[tp] >= len(self._broker.logs[tp])
 
-    def commit(self, offsets: Mapping[TP, int], on_done: Callable[[Exception | None], None] | None = None) -> None:
+    def commit(
+        self, offsets: Mapping[TP, int], on_done: Callable[[Exception | None], None] | None = None, *, note: str = ""
+    ) -> None:
         world = self._broker.world
         self._worker.point("commit-offsets")
         if on_done is not None:

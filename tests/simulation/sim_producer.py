@@ -110,7 +110,9 @@ class SimTransactions(SimProducer):
         self._may_abort()
         return super().send(batch, start)
 
-    def commit(self, offsets: Mapping[TP, int], membership: Membership | None, timeout_s: float) -> None:
+    def commit(
+        self, offsets: Mapping[TP, int], membership: Membership | None, timeout_s: float, *, note: str = ""
+    ) -> None:
         transaction = self._asked("commit-transaction")
         if transaction.state != COMMITTED:
             self._may_abort()

@@ -31,6 +31,7 @@ BEFORE, AFTER = np.array([2.0, -1.5, 0.5, 0.0]), np.array([0.0, 0.5, -1.5, 2.0])
 PARAMS = {"objective": "binary", "num_leaves": 7, "min_child_samples": 20, "learning_rate": 0.2, "verbosity": -1}
 PARAMS |= {"num_threads": 1, "deterministic": True, "seed": 1}
 SMALL = {"round_rows": 50, "frauds_min": 120, "look_frauds": 40, "look_rounds": 8, "turns": 1, "cooldown_ms": 0}
+SMALL["probation_looks"] = 0
 
 _numbers = itertools.count()
 
@@ -67,15 +68,15 @@ def new_log() -> MemoryLog:
 def send_rows(log: Log, x: FloatArray, y: IntArray, first: int = 0, label_ms: int = 0) -> int:
     """Labelled rows, one a second, round about the partitions, labelled so long after; returns the number of the next
     one."""
-    by_partition: list[list[bytes]] = [[] for _ in range(PARTITIONS)]
+    by_partition: list[list[tuple[bytes, bytes]]] = [[] for _ in range(PARTITIONS)]
     for i, (vector, label) in enumerate(zip(x.tolist(), y.tolist(), strict=True), first):
         time_ms = T0 + i * STEP_MS
         record = {"transaction_id": i, "event_time": time_ms, "card_id": i % 97, "terminal_id": 1, "label": label}
         record |= {"label_time": time_ms + label_ms, "features": dict(zip(FEATURES, vector, strict=True))}
-        by_partition[i % PARTITIONS].append(orjson.dumps(record))
+        by_partition[i % PARTITIONS].append((b"%d" % i, orjson.dumps(record)))
     producer = log.producer()
-    for p, values in enumerate(by_partition):
-        producer.send(OutBatch(LABELLED, values, [b"k"] * len(values), p))
+    for p, sent in enumerate(by_partition):
+        producer.send(OutBatch(LABELLED, [value for _, value in sent], [key for key, _ in sent], p))
     return first + len(x)
 
 

@@ -104,8 +104,8 @@ class _CrashingProducer:
         sent: int = self._step(lambda: self._producer.send(batch, start))
         return sent
 
-    def commit(self, offsets: Mapping[TP, int], membership: Membership, timeout_s: float) -> None:
-        self._step(lambda: self._producer.commit(offsets, membership, timeout_s))
+    def commit(self, offsets: Mapping[TP, int], membership: Membership, timeout_s: float, *, note: str = "") -> None:
+        self._step(lambda: self._producer.commit(offsets, membership, timeout_s, note=note))
 
     def abort(self, timeout_s: float) -> None:
         self._step(lambda: self._producer.abort(timeout_s))
@@ -131,11 +131,11 @@ class Stubborn(Crashing):
 
 
 class _Stubborn(_CrashingProducer):
-    def commit(self, offsets: Mapping[TP, int], membership: Membership, timeout_s: float) -> None:
+    def commit(self, offsets: Mapping[TP, int], membership: Membership, timeout_s: float, *, note: str = "") -> None:
         if self._owner.steps < self._owner.at:
             self._owner.steps += 1
             raise LogUnavailable("later")
-        self._producer.commit(offsets, membership, timeout_s)
+        self._producer.commit(offsets, membership, timeout_s, note=note)
 
     def _step(self, call: Any) -> Any:
         return call()

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import lightgbm
 import numpy as np
@@ -19,11 +19,12 @@ from live_fraud import SETTINGS, LiveFraud, lines
 from features.fraud import DEFAULT, RICH, SETS, set_of
 from features.schema import TRANSACTION_LABELS, TRANSACTIONS
 from models.explain_policy import ReasonsPolicy
+from models.predictor import PredictorKind
 from models.registry import ALIASES, Registry
 from models.slot import ModelSlot
 from streams.cli import train as train_command
 from streams.cli.main import main
-from streams.cli.offline_io import ALIAS_CHOICES, SET_CHOICES
+from streams.cli.offline_io import ALIAS_CHOICES, PREDICTOR_CHOICES, SET_CHOICES
 from streams.config import Settings
 from streams.errors import HeadraceError
 from streams.fraud_worker import feature_set
@@ -432,6 +433,11 @@ def test_scores_are_those_of_the_live_tasks(headrace: Headrace, files: Files, mo
     assert result.figures["rows_per_s"] > 0
     live = live_fraud(files, models, Settings().reasons_policy())
     assert (tmp_path / "s.jsonl").read_bytes().splitlines() == live.scores
+    conformal = Registry(models).get("champion").conformal
+    assert conformal is not None
+    for record in map(orjson.loads, live.scores):
+        held = int(conformal.sets(np.array([record["raw"]]))[0])
+        assert record["set"] == [name for bit, name in ((1, "legitimate"), (2, "fraud")) if held & bit]
 
     assert headrace(*words, tmp_path / "s.parquet").code == 0
     table = pq.read_table(tmp_path / "s.parquet")
@@ -508,6 +514,16 @@ def test_results_that_could_not_be_written(
     assert result.code == 2 and said in result.err
 
 
+def test_labels_that_are_all_invalid_are_not_taken_for_none(headrace: Headrace, files: Files, tmp_path: Path) -> None:
+    labels = tmp_path / "labels.jsonl"
+    labels.write_bytes(b'{"transaction_id": 1, "label_time": 1700000000000, "is_fraud": true}\n')
+    words = ("features", "--from", files.events, "--labels", labels, "--to", tmp_path / "f.parquet")
+    result = headrace(*words)
+    assert result.code == 1 and "no valid label" in result.err and "is_fraud true" in result.err.lower()
+    labels.write_bytes(b"")
+    assert headrace(*words).code == 0
+
+
 def test_files_that_hold_nothing(headrace: Headrace, tmp_path: Path) -> None:
     (tmp_path / "e.jsonl").write_bytes(b"nothing\n")
     result = headrace("features", "--from", tmp_path / "e.jsonl", "--to", tmp_path / "f.parquet")
@@ -566,8 +582,9 @@ def test_half_a_result_is_none(tmp_path: Path) -> None:
     assert (tmp_path / "old").read_text() == "before" and len(list(tmp_path.iterdir())) == 1
 
 
-def test_the_aliases_are_the_registry_s() -> None:
+def test_the_aliases_and_predictors_are_those_there_are() -> None:
     assert ALIAS_CHOICES == ALIASES
+    assert get_args(PredictorKind) == PREDICTOR_CHOICES
 
 
 def test_the_published_week_of_the_real_data(headrace: Headrace, data_dir: Path, tmp_path: Path) -> None:

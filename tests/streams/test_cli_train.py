@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import uuid
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,7 +18,9 @@ from models.compare import compare
 from models.registry import Registry
 from streams.cli import train as command
 from streams.cli.main import main
+from streams.log import OutBatch, connect
 from streams.simulator import DAY_MS, World
+from streams.topics import LABELS, TRANSACTIONS, topic_infos
 
 START = int(np.datetime64("2024-01-01", "ms").astype(np.int64))
 METRICS = ("auc", "average_precision", "card_precision_100", "log_loss", "brier")
@@ -75,6 +79,42 @@ def test_what_is_printed(words: list[str], tmp_path: Path, capsys: pytest.Captur
         assert difference.noise == pytest.approx(1.96 * 2**0.5 * deviation) and difference.beyond_noise is False
     # what was not there when the package was made does not keep it from being loaded
     assert Registry(tmp_path).get("fraud@1").manifest == manifest
+
+
+def test_topics_give_the_model_of_the_files(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files, ranges = words[1:5], words[5:]
+    url = f"memory://{uuid.uuid4().hex}"
+    log = connect(url)
+    log.admin().create_topics(topic_infos((TRANSACTIONS, LABELS), 2))
+    producer = log.producer()
+    for topic, path, key in ((TRANSACTIONS, files[1], "card_id"), (LABELS, files[3], "transaction_id")):
+        rows = pq.read_table(path).to_pylist()
+        values = [orjson.dumps(row) for row in rows]
+        producer.send(OutBatch(topic, [*values, b"nothing"], [*(b"%d" % row[key] for row in rows), b"0"]))
+    # after the test's end: not to be seen
+    late = orjson.dumps(rows[0] | {"event_time": START + 300 * DAY_MS, "card_id": 1, "terminal_id": 1, "amount": 1.0})
+    producer.send(OutBatch(TRANSACTIONS, [late], [b"1"]))
+    assert producer.flush(30) == 0
+    producer.close()
+
+    models = str(tmp_path)
+    assert main([*words, "--models", models, "--no-report"]) == 0
+    topics = ["train", "--from-topics", "--bootstrap", url, *ranges]
+    assert main([*topics, "--models", models, "--no-report"]) == 0
+    assert "transactions: 1 of" in capsys.readouterr().err
+    one, two = (entry.manifest for entry in Registry(models).entries())
+    assert one.sha256 == two.sha256 and one.metrics == two.metrics and one.conformal == two.conformal
+
+    assert main([*topics, *files, "--models", models]) == 2
+    assert "--from-topics reads no file" in capsys.readouterr().err
+    assert main(["train", *ranges, "--models", models]) == 2
+    assert "--from: missing; give a file, or --from-topics" in capsys.readouterr().err
+    assert main([*words, "--bootstrap", url, "--models", models]) == 2
+    empty = [url if word == url else word.replace("2024-01", "2023-01") for word in topics]
+    assert main([*empty, "--models", models]) == 1
+    assert "no valid transaction before the test's end" in capsys.readouterr().err
 
 
 def test_a_report_folder_that_is_a_file(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

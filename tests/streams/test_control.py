@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import pytest
 from control_world import (
     AFTER,
@@ -34,7 +36,7 @@ from monitoring.settings import DAY_MS
 from streams.control_state import ADDED
 from streams.memory import MemoryLog
 from streams.retrain import rebuilt_apart
-from streams.topics import ALERTS
+from streams.topics import ALERTS, LABELLED
 
 RETRAINED = ["retrain: begun", "retrain: m@2 is watched beside the champion", "retrain: m@2 is champion"]
 
@@ -244,15 +246,54 @@ def test_a_case_that_is_asked_for_before_there_are_labels_has_its_time(log: Memo
     assert actions(log)[-1] == "retrain: m@2 is champion"
 
 
-def test_where_rows_are_left_out_before_they_are_final_it_says_so(log: MemoryLog, registry: Registry) -> None:
-    drifted(log)
-    run(log, registry, mature_ms=500_000, rows_max=600)
-    (said,) = actions(log)
-    assert said.startswith("none: the newest 600 labelled rows") and "set control.rows_max to 7" in said
-    assert names_of(log) == ["declined"] and len(models(registry)) == 1
-    send_command(log, "act", alert=alert_of(1600, since=1000))
-    run(log, registry, mature_ms=500_000, rows_max=800)
-    assert names_of(log)[1:3] == ["asked", "opened"]
+def kept_of_6000(log: MemoryLog, registry: Registry, ends: list[int]) -> Any:
+    """6000 rows of which 2000 are kept, final after 1500 s; restarted at these rows."""
+    x, y = rows_of(1000, BEFORE, 1)
+    x2, y2 = rows_of(5000, AFTER, 2)
+    x, y = np.concatenate([x, x2]), np.concatenate([y, y2])
+    for begin, end in pairwise([0, 200, *ends, 6000]):
+        if begin == 200:
+            send_alert(log, alert_of(1400, since=1000))
+        send_rows(log, x[begin:end], y[begin:end], begin)
+        loop = run(log, registry, mature_ms=1_500_000, rows_max=2000)
+    return loop
+
+
+def test_where_rows_would_be_left_out_before_they_are_final_one_in_two_is_kept(
+    log: MemoryLog, registry: Registry
+) -> None:
+    loop = kept_of_6000(log, registry, [])
+    # of 2000 rows, a half reach back 1.5 times as long as labels take, which all would not
+    assert [event["kept"] for event in events(log) if event["event"] == "sampled"] == ["1 in 2"]
+    assert actions(log) == RETRAINED and registry.get("m@2").manifest.training["kept"] == "1 in 2"
+    window = loop._desk.window
+    kept = window.take(window.since(0, 10**15))
+    assert 1700 < len(kept) < 2300 and int(kept.event_time_ms.max() - kept.event_time_ms.min()) > 3_500_000
+
+
+def test_which_rows_are_kept_survives_a_restart(log: MemoryLog, registry: Registry, tmp_path: Path) -> None:
+    kept_of_6000(log, registry, [])
+    again, other = new_log(), new_registry(tmp_path / "again")
+    kept_of_6000(again, other, [1500, 2100, 2900, 4100])
+    assert story(again, other) == story(log, registry)
+
+
+def test_early_frauds_are_not_missing_from_the_evidence(log: MemoryLog, registry: Registry) -> None:
+    """Frauds are known at once, the others when they are final."""
+    drifted(log, after=3000)
+    for part in log.partitions(LABELLED):
+        order = []
+        for row in (row for row in part.rows if row is not None):
+            record = orjson.loads(row[2] or b"")
+            order.append((record["event_time"] + (0 if record["label"] else 500_000), record))
+        values = [orjson.dumps(r | {"label_time": known}) for known, r in sorted(order, key=lambda one: one[0])]
+        with log.changed:
+            part.rows[:] = [(*row[:2], value, *row[3:]) for row, value in zip(part.rows, values, strict=True)]
+    run(log, registry, mature_ms=500_000)
+    by = {event["event"]: event for event in events(log)}
+    found = by["decided"]["evidence"]
+    share = rows_of(3000, AFTER, 2)[1].mean()
+    assert share * 0.6 < found["frauds"] / found["rows"] < share * 1.4
 
 
 def test_a_calibration_is_not_judged_for_ever(log: MemoryLog, registry: Registry) -> None:

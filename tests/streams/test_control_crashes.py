@@ -59,7 +59,7 @@ def crash_at(monkeypatch: pytest.MonkeyPatch, at: int) -> Iterator[list[str]]:
         patch.setattr(owner, name, call)
 
     with monkeypatch.context() as patch:
-        for name in ("add", "set_alias", "clear"):
+        for name in ("add", "set_alias", "clear", "rollback"):
             dying(Registry, name)
         dying(ControlLog, "commit")
         yield points
@@ -83,6 +83,15 @@ def retrained(log: MemoryLog) -> None:
     send_alert(log, alert_of(650, since=100))
 
 
+def rolled_back(log: MemoryLog) -> None:
+    """The concept is the former one again when the challenger is champion."""
+    x, y = rows_of(100, BEFORE, 1)
+    x2, y2 = rows_of(1300, AFTER, 2)
+    x3, y3 = rows_of(900, BEFORE, 3)
+    send_rows(log, np.concatenate([x, x2[:900], x3]), np.concatenate([y, y2[:900], y3]))
+    send_alert(log, alert_of(650, since=100))
+
+
 def updated(log: MemoryLog) -> None:
     send_rows(log, *rows_of(600, BEFORE, 2, level=0.5))
     send_alert(log, alert_of(50, "calibration_drift"))
@@ -97,6 +106,7 @@ def given_up(log: MemoryLog) -> None:
 #: what happens, the settings, and the last event
 STORIES: dict[str, tuple[Any, dict[str, Any], str]] = {
     "retrained": (retrained, {"round_rows": 100}, "promoted"),
+    "rolled back": (rolled_back, {"round_rows": 100, "probation_looks": 1}, "rolled-back"),
     "updated": (updated, {"round_rows": 30, "looks": 1, "learning_rate": 0.2}, "updated"),
     "given up": (
         given_up,

@@ -38,7 +38,7 @@ RECORD = {"event_time": 1000, "label_time": 2000, "card_id": "c", "label": 1, "f
 
 def read(*values: Any, features: tuple[str, ...] = ("a", "b"), timestamp: int = 10**9) -> Rows:
     raw = [value if isinstance(value, bytes | None) else orjson.dumps(value) for value in values]
-    return read_rows(range(10, 10 + len(raw)), [timestamp] * len(raw), raw, features)
+    return read_rows(range(10, 10 + len(raw)), [timestamp] * len(raw), [None] * len(raw), raw, features)
 
 
 def test_a_record_becomes_a_row_of_the_features_that_are_asked_for() -> None:
@@ -70,7 +70,9 @@ def test_a_label_from_the_future_does_not_move_the_clock() -> None:
 def rows_at(offsets: range, time_ms: int = 0) -> Rows:
     n = len(offsets)
     numbers = np.array(offsets, np.int64)
-    return Rows(numbers, numbers + time_ms, numbers, numbers, numbers % 2, np.arange(n, dtype=np.float64)[:, None])
+    return Rows(
+        numbers, numbers, numbers + time_ms, numbers, numbers, numbers % 2, np.arange(n, dtype=np.float64)[:, None]
+    )
 
 
 def test_the_window_keeps_the_newest_of_each_partition_and_restarts_do_not_show() -> None:

@@ -54,8 +54,17 @@ def block_of(rows: list[Any], *, mixed: bool, extra: bool) -> Block:
     )
 
 
+#: by what `Serving.sets` says
+SETS = {-1: None, 0: [], 1: ["legitimate"], 2: ["fraud"], 3: ["legitimate", "fraud"]}
+
+
 def score_oracle(
-    rows: list[Any], model: str | None, features: bool, extra: bool, reasons: list[bytes] | None
+    rows: list[Any],
+    model: str | None,
+    features: bool,
+    extra: bool,
+    reasons: list[bytes] | None,
+    sets: list[int] | None = None,
 ) -> list[bytes]:
     return [
         orjson.dumps(
@@ -72,6 +81,7 @@ def score_oracle(
                 "reasons": orjson.loads(reasons[i]) if reasons else [],
                 "features": dict(zip(NAMES, row[8], strict=True)) if features else None,
                 "extra": orjson.loads(row[9]) if extra and row[9] else {},
+                **({"set": SETS[sets[i]]} if sets is not None else {}),
             }
         )
         for i, row in enumerate(rows)
@@ -90,6 +100,7 @@ def test_scores_equal_the_oracle(
             orjson.dumps([{"feature": "a" * i, "value": 1.5, "contribution": -0.25}] * i) for i in range(len(rows))
         ]
     floats = np.array([[row[5], row[6]] for row in rows], np.float64).reshape(-1, 2)
+    sets = [(len(rows) - i) % 5 - 1 for i in range(len(rows))] if explained else None
     values = ScoreEncoder(NAMES if features else None).encode(
         block_of(rows, mixed=mixed, extra=extra),
         features=np.array([row[8] for row in rows], np.float64).reshape(-1, 3) if features else None,
@@ -98,8 +109,9 @@ def test_scores_equal_the_oracle(
         score=floats[:, 0] if scored else None,
         raw=floats[:, 1] if scored else None,
         reasons=reasons,
+        sets=None if sets is None else np.array(sets, np.int8),
     )
-    assert values == score_oracle(rows, model, features, extra, reasons)
+    assert values == score_oracle(rows, model, features, extra, reasons, sets)
 
 
 def test_a_large_block_equals_the_oracle() -> None:

@@ -257,6 +257,10 @@ def test_a_model_scores_the_logged_features_as_lightgbm_does() -> None:
         def reasons(*_: Any) -> None:
             return None
 
+        @staticmethod
+        def sets(*_: Any) -> None:
+            return None
+
     slot = ModelSlot()
     slot.install(Lineup(Booster()))  # type: ignore[arg-type]
     fed = Fed(make_pipeline(slot=slot))

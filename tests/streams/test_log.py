@@ -141,11 +141,14 @@ def test_commit_is_where_the_next_member_starts(log: Log, topic: str, group: str
     send(log, OutBatch(topic, [b"%d" % i for i in range(10)], None, 0))
     consumer, _ = member(log, group, topic)
     read(consumer, 10)
-    consumer.commit({TP(topic, 0): 7})
+    consumer.commit({TP(topic, 0): 7}, note="of seven")
     consumer.close()
     again, _ = member(log, group, topic)
     assert [v for b in read(again, 3) for v in b.values] == [b"7", b"8", b"9"]
     assert again.committed([TP(topic, 0), TP(topic, 1)]) == {TP(topic, 0): 7, TP(topic, 1): None}
+    assert again.notes([TP(topic, 0), TP(topic, 1)]) == {TP(topic, 0): "of seven"}
+    again.commit({TP(topic, 0): 8})
+    assert again.notes([TP(topic, 0)]) == {}
 
 
 def test_a_commit_that_nobody_waits_for_tells_its_outcome_inside_a_poll(log: Log, topic: str, group: str) -> None:
@@ -354,10 +357,10 @@ def put(producer: TransactionalProducer, topic: str, *values: bytes) -> None:
     assert producer.flush(10) == 0
 
 
-def commit(producer: TransactionalProducer, offsets: Mapping[TP, int], membership: Membership) -> None:
+def commit(producer: TransactionalProducer, offsets: Mapping[TP, int], membership: Membership, note: str = "") -> None:
     while True:
         try:
-            return producer.commit(offsets, membership, 5.0)
+            return producer.commit(offsets, membership, 5.0, note=note)
         except LogUnavailable:
             continue
 
@@ -403,8 +406,8 @@ def test_offsets_count_with_their_transaction(log: Log, topic: str, group: str, 
     producer.abort(10)
     assert consumer.committed([tp]) == {tp: 3}
     producer.begin()
-    commit(producer, {tp: 5}, listener.membership)
-    assert consumer.committed([tp]) == {tp: 5}
+    commit(producer, {tp: 5}, listener.membership, "of five")
+    assert consumer.committed([tp]) == {tp: 5} and consumer.notes([tp]) == {tp: "of five"}
 
 
 def test_who_is_no_longer_in_the_group_as_it_was_commits_nothing(
@@ -451,6 +454,23 @@ def test_a_second_producer_with_the_id_fences_the_first(log: Log, topic: str, gr
     consumer, _ = member(log, group, topic)
     assert [v for b in read(consumer, 1) for v in b.values] == [b"of the second"]
     assert read(consumer, 1, turns=3) == []
+
+
+def test_a_fenced_producer_hears_of_it_while_it_sends_and_closes_without_a_warning(
+    log: Log, topic: str, group: str, producers: Producers
+) -> None:
+    first = producers(f"x-{group}")
+    put(first, topic, b"of the first")
+    producers(f"x-{group}")
+
+    def send_on() -> None:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            first.send(OutBatch(topic, [b"never"] * 100))
+            first.poll(0.1)
+
+    with pytest.raises(FatalError, match="transaction-fenced: transactional id x-"):
+        send_on()
 
 
 def test_a_transaction_that_stays_open_is_ended(log: Log, topic: str, group: str, producers: Producers) -> None:

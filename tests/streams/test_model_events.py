@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from swaps import add_model
 
 from features.block import Block, FloatArray
 from features.fraud import DEFAULT
+from models.conformal import Conformal
 from models.errors import ModelError
 from models.explain_policy import ReasonsPolicy
 from models.lineup import CanaryGuard, Lineup
@@ -189,7 +191,7 @@ class Silent:
     """A serving that cannot say why, for some rows."""
 
     def __init__(self, serving: Serving) -> None:
-        self._serving, self.label, self.score = serving, serving.label, serving.score
+        self._serving, self.label, self.score, self.sets = serving, serving.label, serving.score, serving.sets
 
     def reasons(self, x: FloatArray, *more: Any) -> Any:
         if (x[:, 3] % 3 == 2).any():
@@ -210,6 +212,22 @@ def test_a_canary_that_cannot_say_why_has_failed(servings: list[Serving]) -> Non
     silent = [i for i, (a, b) in enumerate(zip(*whole, strict=True)) if a != b]
     assert silent and guard.failed == 2 * len(silent), "in both runs"
     assert [{**whole[0][i], "reasons": []} for i in silent] == [whole[1][i] for i in silent]
+
+
+def test_a_set_is_by_the_model_that_scored_and_null_where_it_says_nothing(servings: list[Serving]) -> None:
+    one, two, _ = servings
+    assert one.model is not None
+    middle = float(np.median([orjson.loads(value)["raw"] for value in records_of(ModelSlot(one.model), [])[0]]))
+    sure = replace(one, model=replace(one.model, conformal=Conformal(0.1, fraud_from=middle, legitimate_to=middle)))
+    slot = ModelSlot()
+    slot.install(Lineup(sure, sure, two, 0.4))
+    scores, shadows = ([orjson.loads(value) for value in values] for values in records_of(slot, [3, 20])[:2])
+    expected = {-1: ["legitimate"], 0: ["legitimate", "fraud"], 1: ["fraud"]}
+    assert len(shadows) == len(scores) == 40
+    for record in (*scores, *shadows):
+        by_canary = record["model"] == two.label
+        assert record["set"] == (None if by_canary else expected[int(np.sign(record["raw"] - middle))])
+    assert len({str(record["set"]) for record in scores}) >= 2
 
 
 def test_a_shadow_that_cannot_be_written_goes_without(servings: list[Serving], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ from streams.cli.main import main
 from streams.encode import ScoreEncoder, source_headers
 from streams.labelled import LabelledEncoder, LabelledRows
 from streams.log import OutBatch, connect
-from streams.monitor_report import psi_of_histogram, read_labelled
+from streams.monitor_report import read_labelled
 from streams.pipelines.fraud_monitor import FEATURE, MODEL
 from streams.topics import ALERTS, FRAUD_SCORES, LABELLED, TRANSACTIONS, topic_infos
 from streams.what_if import Span
@@ -163,17 +163,6 @@ def test_what_the_model_was_tested_on_is_compared_with_as_well(
     assert max(psi["a"]) < 0.25 and psi["<b>$"][1] > 0.5 > psi["<b>$"][0]
     assert main(words) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["columns"][0]["psi_trained"] is None
-
-
-@pytest.mark.parametrize(
-    ("histogram", "expected"),
-    [(None, None), ({"edges": [], "counts": [], "missing": 3}, None), ({"edges": [2.0, 2.0], "counts": [900]}, 0.0)],
-)
-def test_a_histogram_that_cannot_say_much(histogram: Any, expected: float | None) -> None:
-    psi = psi_of_histogram(np.full(200, 2.0), histogram)
-    assert np.isnan(psi) if expected is None else psi == pytest.approx(expected, abs=0.01)
-    if expected is not None:
-        assert psi_of_histogram(np.full(200, 2.5), histogram) > 1.0
 
 
 def test_a_page_for_each_day_and_a_list(tmp_path: Path, capsys: pytest.CaptureFixture[str], quiet: None) -> None:

@@ -16,6 +16,7 @@ from fraud_logs import DAY, Record, batch, processed
 from monitor_logs import monitor_pipeline
 
 from features.block import Block, Ids
+from models.histogram import reference
 from monitoring.labels import JoinSettings
 from streams.cli.main import main
 from streams.config import load_settings
@@ -63,9 +64,10 @@ def log_of(
     return out
 
 
-def task_of(watch: WatchSettings | None = None, join: JoinSettings | None = None) -> Any:
+def task_of(watch: WatchSettings | None = None, join: JoinSettings | None = None, packages: Any = None) -> Any:
     pipeline = monitor_pipeline(join or JoinSettings(30 * DAY), 1)
     pipeline.watch = watch or WatchSettings(mature_ms=DAY)
+    pipeline.packages = packages
     return pipeline.task(TP(BY_TRANSACTION, 0))
 
 
@@ -101,6 +103,49 @@ def test_a_drift_is_one_alert_with_all_of_the_contract() -> None:
 
 def test_where_nothing_drifts_nothing_is_said() -> None:
     assert of_inputs(alerts_of(task_of(), log_of(44, 0.0))) == []
+
+
+def package_of(shift: float) -> dict[str, Any]:
+    """What a package tells that was made on rows like those of `log_of`, feature ``a`` moved by so much."""
+    rng = np.random.default_rng(9)
+    n = 4000
+    b = rng.gamma(2.0, 2.0, n)
+    s = np.where(np.arange(n) % 4 == 3, np.nan, np.arange(n) % 4).astype(np.float64)
+    x = np.column_stack([rng.normal(shift, 1.0, n), b, s])
+    told: dict[str, Any] = json.loads(json.dumps(reference(x, ("a", "b", "s"), 1 / (1 + np.exp(3 - b / 2)))))
+    return told
+
+
+def test_what_is_other_than_the_model_was_made_on_is_found_though_nothing_changes() -> None:
+    asked = []
+
+    def packages(shift: float) -> Any:
+        def told(model: str) -> dict[str, Any]:
+            asked.append(model)
+            return package_of(shift)
+
+        return told
+
+    records = log_of(44, 0.0)
+    assert of_inputs(alerts_of(task_of(packages=packages(0.0)), records)) == []
+    whole = task_of(packages=packages(0.8))
+    [alert] = of_inputs(alerts_of(whole, records))
+    evidence = alert["evidence"]
+    # at once when the stream has told how far windows are apart by chance
+    assert alert["subject"] == "a" and alert["event_time"] <= START + 31 * DAY
+    assert {watch["measure"] for watch in evidence["watches"]} <= {"psi_trained", "js_trained", "ks_trained"}
+    assert evidence["distribution"]["edges"] and sum(evidence["distribution"]["then"]) == pytest.approx(1)
+    figures = whole.pipeline.details()["watched"][f"{BY_TRANSACTION}/0"]["m@1"]["scored"]
+    assert figures["psi_trained"]["a"] > 0.3 > 0.1 > max(figures["psi_trained"]["b"], figures["psi"]["a"])
+    # and who goes on from a checkpoint needs no package again
+    task, got = task_of(packages=packages(0.8)), []
+    asked.clear()
+    for begin, end in pairwise([0, 41, 75, len(records)]):
+        got += alerts_of(task, records[begin:end], begin)
+        state = task.state()
+        task = task_of(packages=packages(0.0))
+        task.restore(state)
+    assert of_inputs(got) == [alert] and asked == ["m@1"] and same_arrays(task.state(), whole.state())
 
 
 def test_each_model_is_watched_apart() -> None:

@@ -129,7 +129,7 @@ def test_each_pipeline_gets_the_words_that_are_for_it() -> None:
         *("run", "--pipeline", "fraud", "--json", *shared, "--models", "m", "--reasons-max", "3"),
         *("--group", "headrace-fraud", "--monitor"),
     ]
-    expected = ["run", "--pipeline", "monitor", "--json", *shared, "--group", "headrace-monitor"]
+    expected = ["run", "--pipeline", "monitor", "--json", *shared, "--models", "m", "--group", "headrace-monitor"]
     assert run_all.words_of("monitor", args) == expected
     for pipeline in ("fraud", "monitor"):  # what is said is understood
         build_parser("run").parse_args(run_all.words_of(pipeline, args))

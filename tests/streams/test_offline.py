@@ -59,13 +59,18 @@ def worlds(draw: st.DrawFn, *, by_time: bool) -> tuple[list[Event], list[Event]]
     labels = [
         {
             "transaction_id": e["transaction_id"],
-            "label_time": draw(st.sampled_from(times[i:])) + draw(st.sampled_from([0, 0, 0, -1, 1])),
+            # now and then before the transaction itself
+            "label_time": draw(st.sampled_from(times[max(0, i - 1) :])) + draw(st.sampled_from([0, 0, 0, -1, 1])),
             "is_fraud": draw(st.sampled_from([0, 1, 1])),
         }
         for i, e in enumerate(events)
         if draw(st.booleans())
     ]
-    events += [dict(events[i]) for i in draw(st.lists(st.integers(0, n - 1), max_size=4))]
+    # repeated ones, and ids used again for a transaction of its own after more than a day
+    for i in draw(st.lists(st.integers(0, n - 1), max_size=4)):
+        events.append(
+            {**events[i], "event_time": events[i]["event_time"] + draw(st.sampled_from([0, DAY_MS, DAY_MS + 1]))}
+        )
     if by_time:
         block = block_of(TRANSACTIONS, {name: [e[name] for e in events] for name in TRANSACTIONS.names})
         events = [events[i] for i in offline.time_order(block, "event_time")]
@@ -221,6 +226,7 @@ ODD_IDS = st.sampled_from(
         pa.array(["5", "", "é" * 128 + "x"]),
         pa.array(["a", None, "é" * 128], pa.large_string()),
         pa.array(["a", None, "b"]).dictionary_encode(),
+        pa.array(["a", None, "b"], pa.string_view()),
         pa.array([1.0, 2.0, None]),
         pa.array([True, False, None]),
         pa.array([1, 2, 3], pa.int8()),

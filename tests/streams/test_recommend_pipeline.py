@@ -13,6 +13,7 @@ from fraud_logs import Logs, Record, batch, cut, processed, rows_of
 from recommend_logs import MINUTE, NOW, Ranker, ShopFed, interaction, shop_pipeline, walk
 
 from features.block import Block, Ids
+from features.plan import BoundError
 from features.shopping import FEATURES
 from models.slot import ModelSlot
 from streams.log import TP
@@ -20,6 +21,7 @@ from streams.partitioner import partition_of_key
 from streams.pipelines.recommend_lists import ListRules
 from streams.pipelines.recommend_serving import Serving
 from streams.pipelines.recommend_stages import ItemStage, ShopSettings, said_times
+from streams.pipelines.recommend_withdrawn import marks
 from streams.shuffle import unpack
 from streams.topics import BY_ITEM, DEAD_LETTERS, INTERACTIONS, ITEMS, RECOMMENDATIONS
 
@@ -221,6 +223,43 @@ def test_damaged_records_of_items_count_and_harm_no_other() -> None:
 # --- rules ---
 
 
+@pytest.mark.parametrize("by", ["null", "mark"])
+def test_a_withdrawn_item_is_never_recommended_again(by: str) -> None:
+    fed = with_items(ListRules(explore=1.0))
+    asked = [interaction(f"e{i}", NOW + (2 + i) * MINUTE, f"u{i % 7}", 5, category=2) for i in range(14)]
+    assert any(6 in items_of(listed) for listed in fed.feed(asked[:7]))
+    told = [Record(None, b"6")] if by == "null" else [as_record(out) for out in marks([b"6"], 1)]
+    fed.pipeline.serving.apply([batch(ITEMS, told)])
+    [listed] = fed.feed([interaction("own", NOW + 8 * MINUTE, "u9", 6)])
+    lists = [listed, *fed.feed(asked[7:])]
+    assert len([r for r in fed.logs.of(ITEMS) if r.key == b"6"]) > 1, "the item stage knows nothing of it"
+    # whoever comes later knows it, also where compaction has left nothing but the mark
+    unmarked = fed.pipeline.serving.unmarked()
+    assert unmarked == ([b"6"] if by == "null" else []) and fed.pipeline.serving.unmarked() == []
+    other = shop_pipeline(ListRules(explore=1.0))
+    [mark] = [as_record(out) for out in marks([b"6"], 1)]
+    other.serving.apply([batch(ITEMS, [mark, *fed.logs.of(ITEMS)])])
+    assert other.serving.unmarked() == [] and other.serving.known == 11
+    fed.pipeline.serving = other.serving
+    lists += fed.feed([interaction(f"f{i}", NOW + (20 + i) * MINUTE, "u1", 5) for i in range(7)])
+    assert all(listed["items"] and 6 not in items_of(listed) for listed in lists)
+    other.serving.apply([batch(ITEMS, [as_record(out) for out in marks([b"6"], 1, withdrawn=False)])])
+    fed.feed([interaction("g", NOW + 30 * MINUTE, "u1", 6), interaction("h", NOW + 32 * MINUTE, "u1", 5)])
+    [listed] = fed.feed([interaction("i", NOW + 33 * MINUTE, "u2", 5)])
+    assert 6 in items_of(listed)
+
+
+def test_a_withdrawn_item_is_not_repeated_where_no_item_is_known() -> None:
+    fed = ShopFed(shop_pipeline())
+    fed.pipeline.serving.apply([batch(ITEMS, [Record(None, b"x")])])
+    lists = fed.feed([interaction(1, item="x"), interaction(2, item=7), interaction(3, item="7")])
+    assert [items_of(listed) for listed in lists] == [[], [7], ["7"]]
+
+
+def as_record(out: Any) -> Record:
+    return Record(out.values[0], out.keys[0])
+
+
 def test_what_was_bought_is_left_out_unless_nothing_else_is_there() -> None:
     bought = [interaction(1000 + i, NOW + MINUTE + i, "buyer", i, "purchase") for i in range(3, 8)]
     event = interaction(2000, NOW + MINUTE + 9, "buyer", 3)
@@ -314,6 +353,31 @@ def test_many_workers_know_of_items_what_one_knows() -> None:
             scores = {item["item_id"]: item["score"] for item in theirs["items"]}
             for item in mine["items"]:
                 assert scores[item["item_id"]] == pytest.approx(item["score"], rel=0.01)
+
+
+@pytest.mark.parametrize(("n", "whose"), [(5_000, "users"), (2_000, "items")])
+def test_memory_beyond_the_bound_ends_the_worker_by_name(n: int, whose: str) -> None:
+    few = ShopSettings(publish_ms=MINUTE, state_bytes_max=1_000_000)
+    fed = ShopFed(shop_pipeline(settings=few))
+    fed.feed(walk(200))
+    many = [interaction(f"e{i}", NOW, i if whose == "users" else 1, i if whose == "items" else 1) for i in range(n)]
+    with pytest.raises(BoundError, match=rf"\d+ {whose} of one partition are held in \d+ bytes, more than the 1000000"):
+        list(map(fed.feed, (many[part : part + 500] for part in range(0, n, 500))))
+
+
+def test_items_are_published_though_time_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streams.pipelines.recommend_stages._ROWS_MIN", 64)
+    monkeypatch.setattr("streams.pipelines.recommend_stages._ROWS_MAX", 512)
+    records = [interaction(i, NOW, i % 5, (i * i) % 11) for i in range(400)]
+    results = []
+    for pieces in ([records[:150], records[150:]], [[record] for record in records]):
+        fed = ShopFed(shop_pipeline())
+        lists = [listed for piece in pieces for listed in fed.feed(piece)]
+        results.append([(r.key, r.value) for r in fed.logs.of(ITEMS)])
+    assert results[0] == results[1] and 40 < len(results[0]) < 100, len(results[0])
+    assert lists[-1]["rung"] == "candidates"
+    ids = [str(item) for item in items_of(fed.feed([interaction("new", NOW, 77, "3")])[0])]
+    assert len(set(ids)) == len(ids)
 
 
 def test_an_event_of_a_clock_that_is_ahead_does_not_stop_the_publication() -> None:

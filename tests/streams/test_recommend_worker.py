@@ -8,16 +8,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import lightgbm as lgb
+import numpy as np
 import orjson
 import pytest
 from fraud_logs import Record
 from live_recommend import Running, lists, send, shop
 from recommend_logs import walk
-from workers import read_all, until
+from swaps import model_events
+from workers import end_offsets, read_all, until
 
+from features.shopping import FEATURES, SCHEMA_HASH
+from models.package import Draft
+from models.registry import Registry
+from streams.cli.main import main
 from streams.errors import ConfigError
+from streams.log import OutBatch
+from streams.pipelines.recommend_withdrawn import MARK
 from streams.recommend_worker import make_worker
-from streams.topics import DEAD_LETTERS, ITEMS
+from streams.topics import DEAD_LETTERS, ITEMS, RECOMMENDATIONS
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -93,6 +102,83 @@ def test_settings_that_cannot_be(tmp_path: Path) -> None:
         make_worker(shop(explore=1.5)[0])
     with pytest.raises(ConfigError, match=r"--models .*not there: no such directory; train a model into it"):
         make_worker(shop(models=str(tmp_path / "not there"))[0])
+
+
+def add_ranker(folder: Path, version: int) -> None:
+    """The next version of package ``shop``."""
+    x = np.random.default_rng(version).random((300, len(FEATURES)))
+    data = lgb.Dataset(x, x[:, 0], feature_name=list(FEATURES))
+    booster = lgb.train({"verbosity": -1, "num_leaves": 4, "num_threads": 1}, data, 1 + version)
+    Registry(folder).add(
+        Draft("shop", booster.model_to_string(), FEATURES, SCHEMA_HASH, "2026-01-01T00:00:00+00:00"), None
+    )
+
+
+def test_promotions_take_effect_at_the_offsets_that_are_in_the_log(tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    for version in (1, 2):
+        add_ranker(models, version)
+    settings, log = shop(models=str(models), models_poll_ms=20)
+    worker, records = Running(settings).wait_ready(), walk(240)
+    for part, champion in enumerate((None, "shop@1", "shop@2")):
+        if champion is not None:
+            Registry(models).set_alias("champion", champion)
+            until(
+                lambda of=champion: sum(e["event"] == "swap" and e["model"] == of for e in model_events(log)) == 2,  # type: ignore[misc]
+                f"{champion} on both partitions",
+            )
+        send(log, records[80 * part : 80 * part + 80])
+        lists(log, 80 * part + 80)
+    Registry(models).set_alias("shadow", "shop@1")
+    until(lambda: any(e["event"] == "refused" for e in model_events(log)), "a shadow to be refused")
+    assert worker.stop()["recommended"] == 240
+    swaps = [e for e in model_events(log) if e["event"] == "swap"]
+    whose: Counter[str | None] = Counter()
+    for batch in read_all(log, RECOMMENDATIONS, lambda got: sum(map(len, got)) == 240):
+        for i, value in enumerate(batch.values):
+            partition, offset = map(int, dict(batch.headers(i))["source"].rsplit(b"/", 2)[1:])
+            before = [e for e in swaps if e["partition"] == partition and e["offset"] <= offset]
+            listed = orjson.loads(value or b"")
+            assert listed["model"] == (before[-1]["model"] if before else None)
+            whose[listed["model"]] += 1
+    assert whose == {None: 80, "shop@1": 80, "shop@2": 80}
+
+
+def test_withdrawn_items_stay_so_for_every_worker(capsys: pytest.CaptureFixture[str]) -> None:
+    settings, log = shop()
+    records, n = walk(300), 0
+
+    def served(count: int) -> list[dict[str, Any]]:
+        nonlocal n
+        send(log, records[n : n + count])
+        n += count
+        return lists(log, n)[n - count :]
+
+    def marked() -> set[bytes]:
+        total = sum(end_offsets(log, ITEMS, 2).values())
+        found = read_all(log, ITEMS, lambda got: sum(map(len, got)) >= total)
+        return {key[1:] for batch in found for key in batch.keys if key and key.startswith(MARK)}
+
+    worker = Running(settings).wait_ready()
+    served(100)
+    until(lambda: worker.pipeline.serving.known == 12, "the items to be known")
+    assert main(["items", "withdraw", "3", "--bootstrap", settings.bootstrap, "--json"]) == 0
+    assert orjson.loads(capsys.readouterr().out) == {"withdrawn": 1}
+    producer = log.producer()
+    producer.send(OutBatch(ITEMS, [None], [b"4"]))
+    assert producer.flush(20) == 0
+    until(lambda: marked() == {b"3", b"4"}, "a mark for what was withdrawn by a null")
+    assert worker.pipeline.serving.known == 10
+    second = served(100)
+    worker.stop()
+    other = Running(settings).wait_ready()
+    third = served(100)
+    other.stop()
+    assert not any(item["item_id"] in (3, 4) for listed in second + third for item in listed["items"])
+    assert {listed["rung"] for listed in third} == {"candidates"}
+    with pytest.raises(SystemExit):
+        main(["items", "withdraw"])
+    assert main(["items", "restore", "", "--bootstrap", settings.bootstrap]) == 2
 
 
 def test_without_a_checkpoint_the_state_comes_from_the_log() -> None:

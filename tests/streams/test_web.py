@@ -20,6 +20,7 @@ import numpy as np
 import orjson
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from recommend_logs import ShopFed, interaction, shop_pipeline
 from web_worker import ask, served, until_status
 from workers import send, until
 
@@ -243,6 +244,16 @@ def test_who_asks_whether_the_flow_is_stopped_holds_the_lock_over_the_partitions
 
     reader._partitions = Watched({TP("t", 0): SimpleNamespace(paused=True)})
     assert reader.flow_is_stopped and held == [True]
+
+
+def test_lists_are_timed_as_they_are_encoded() -> None:
+    fed, tap, figures = ShopFed(shop_pipeline()), ScoreTap(), ScoreFigures()
+    Figures("recommend", "g", None, fed.pipeline, tap)  # type: ignore[arg-type]
+    [listed] = fed.feed([interaction(1)])
+    assert listed["features"] is None and listed["items"], "encoded as before"
+    figures.take(tap.drain())
+    assert figures.recent_latency()["latency_ms_p50"] is not None and sum(figures.latency.counts) == 1
+    assert sum(figures.scores.counts) == 0 and figures.high() == []
 
 
 def test_scores_are_counted_as_they_are_encoded() -> None:

@@ -12,7 +12,9 @@ from dataclasses import replace
 import pytest
 from workers import FAST, CountingPipeline, Running, committed, end_offsets, names, read_all, send, until, values_of
 
+from streams.errors import FatalError
 from streams.log import TP, Log, OutBatch, RecordBatch, connect
+from streams.memory_producer import MemoryProducer
 from streams.pipeline import runs_of
 
 
@@ -225,6 +227,29 @@ def test_a_stage_that_falls_behind_gets_larger_batches(log: Log) -> None:
     assert worker.stop() == 0
     assert set(got) == {b"0:%d:v%d" % (i + 1, i) for i in range(40)} and len(got) == 40
     assert len(sizes) <= 3 and max(sizes) >= 38, sizes
+
+
+def test_a_producer_that_fails_while_nothing_is_sent_ends_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: MemoryProducer, timeout_s: float) -> None:
+        raise FatalError("producer-failed", "out of sequence")
+
+    source, output, group = names()
+    worker = Running(connect(f"memory://{uuid.uuid4().hex}"), CountingPipeline(source, output), group)
+    assert worker.ready.wait(30)
+    monkeypatch.setattr(MemoryProducer, "poll", fail)
+    worker.thread.join(60)
+    assert worker.code == 1
+
+
+def test_a_client_that_hangs_does_not_keep_a_worker_that_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    answered = threading.Event()
+    monkeypatch.setattr(MemoryProducer, "close", lambda self: answered.wait(90))
+    monkeypatch.setattr("streams.worker._LEAVE_S", 1.0)
+    source, output, group = names()
+    worker = Running(connect(f"memory://{uuid.uuid4().hex}"), CountingPipeline(source, output), group)
+    assert worker.ready.wait(30)
+    assert worker.stop() == 0 and not answered.is_set()
+    answered.set()
 
 
 def test_runs_hold_one_batch_a_partition_and_are_bounded() -> None:

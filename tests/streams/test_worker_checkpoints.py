@@ -17,8 +17,9 @@ from workers import CountingPipeline, CountingTask, Running, names, read_all, se
 
 from streams.checkpoint_store import CheckpointStore, Series
 from streams.checkpoints import Checkpoints, CheckpointSettings
+from streams.errors import FatalError
 from streams.log import TP, Log, RecordBatch, connect
-from streams.recovery import Progress
+from streams.recovery import Assigned, Progress
 from streams.store import open_store
 
 __all__ = ["log", "new_id"]
@@ -190,6 +191,19 @@ def test_a_worker_that_leaves_while_it_writes_writes_again(tmp_path: Path) -> No
     task.seconds = 0.0
     checkpoints.finish({tp: task}, 10.0)
     assert store.offsets(SERIES[0]) == [7]
+
+
+def test_a_group_that_began_in_a_log_without_its_beginning_misses_nothing(tmp_path: Path) -> None:
+    pipeline, tp = CountingPipeline("in", "out"), TP("in", 0)
+
+    def checkpoints() -> Checkpoints:
+        return Checkpoints(kept(tmp_path, "g"), "g", pipeline.state_of)
+
+    assert checkpoints().load(Assigned(tp, 1, None, 50), pipeline.task(tp)) == 50
+    # killed before its first checkpoint
+    assert checkpoints().load(Assigned(tp, 1, 60, 50), pipeline.task(tp)) == 50
+    with pytest.raises(FatalError, match="history-missing: in/0: 5 records from offset 50 on"):
+        checkpoints().load(Assigned(tp, 1, 60, 55), pipeline.task(tp))
 
 
 def test_a_task_within_a_block_has_its_turn_another_time(tmp_path: Path) -> None:

@@ -1,0 +1,78 @@
+"""What `headrace train` learns from where it is in topics: the log's events and labels, as if they were in files."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from streams.cli.offline_io import Inputs, report_invalid
+
+if TYPE_CHECKING:
+    from features.block import Block
+    from features.declare import FeatureSet
+    from features.schema import EventSchema
+    from streams.codec import Dead
+    from streams.log import Log
+
+__all__ = ["topic_inputs"]
+
+
+def topic_inputs(args: argparse.Namespace, features: FeatureSet, end_ms: int) -> Inputs:
+    """The transactions before ``end_ms`` (event time), and all labels, that are in the topics of ``--bootstrap`` now.
+
+    Earlier transactions than those to train on are what their windows look back on. Says on stderr how many records
+    are invalid. HeadraceError: no transaction is valid.
+    """
+    from features.schema import TRANSACTION_LABELS, TRANSACTIONS
+    from streams.cli.broker_wait import await_broker
+    from streams.cli.progress import progress
+    from streams.config import load_settings
+    from streams.errors import HeadraceError
+    from streams.pipelines.fraud_stages import StageSettings
+
+    settings = load_settings(args.config, overrides={"bootstrap": args.bootstrap})
+    log = await_broker(settings)
+    bad_events: list[Dead] = []
+    bad_labels: list[Dead] = []
+    with progress("records", None) as advance:
+        events = _read(log, TRANSACTIONS, bad_events, advance)
+        labels = _read(log, TRANSACTION_LABELS, bad_labels, advance)
+    report_invalid(TRANSACTIONS.topic, len(events), bad_events)
+    report_invalid(TRANSACTION_LABELS.topic, len(labels), bad_labels)
+    events = events.take(events.event_time_ms < end_ms)
+    if len(events) == 0:
+        raise HeadraceError(
+            f"{TRANSACTIONS.topic} at {settings.bootstrap}: no valid transaction before the test's end; give ranges "
+            "that the topic holds"
+        )
+    stages = StageSettings(features, settings.allowed_lateness_ms, settings.dedupe_ms, settings.dedupe_entries)
+    return Inputs(events, labels, stages, len(bad_events), len(bad_labels))
+
+
+def _read(log: Log, schema: EventSchema, bad: list[Dead], progress: Callable[[int], None]) -> Block:
+    """The valid records of the topic, partition by partition; those of ``bad`` are counted in the order of reading."""
+    import numpy as np
+
+    from features.block import Block
+    from streams.codec import Dead, Decoder
+    from streams.dead_letters import log_ends
+    from streams.log import TP, RecordBatch
+    from streams.replay import read_up_to
+
+    decoder, read = Decoder(schema), 0
+    nothing = decoder.decode(RecordBatch(TP(schema.topic, 0), [], [], [], [], lambda i: [], 0))[0]
+    parts: list[Block] = []
+    for batch in read_up_to(log, log_ends(log, schema.topic), from_start=False):
+        block, dead = decoder.decode(batch)
+        block.extra = None
+        bad += [Dead(read + one.index, one.reason) for one in dead]
+        read += len(batch)
+        parts += [block] if len(block) else []
+        progress(len(batch))
+    # in canonical order, however the partitions took turns
+    whole = Block.concat(sorted(parts, key=lambda part: part.partition) or [nothing])
+    whole.offsets = np.arange(len(whole), dtype=np.int64)
+    # as of a file: when a record was sent does not matter
+    whole.timestamps = whole.columns[schema.time].astype(np.int64, copy=False)
+    return whole
