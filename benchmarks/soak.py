@@ -51,7 +51,7 @@ _MEASURED_EVENTS = 50_000
 _DRAIN_S, _JOIN_S = 120.0, 180.0
 _SLICES = 10
 _CHUNK_S = 0.02
-#: the producer, and a worker that is being killed, may be held up for longer than the second after which a source is idle
+#: the producer, and a worker that is killed, may be held up for longer than the second after which a source is idle
 _CONFIG = """checkpoint_interval_ms = 10000
 idle_after_ms = 10000
 [kafka]

@@ -79,6 +79,7 @@ COUNTS: Mapping[str, Metric] = {
     "replayed": _counter("replayed", "Records and rows read again to restore a state"),
     "resent_rows": _counter("resent_rows", "Rows that came twice between stages, and counted once"),
     "forced": _counter("forced", "Rows that went on before their turn since too many waited"),
+    "overtaken": _counter("overtaken", "Rows and labels that came when later ones had gone on, by event time"),
     "published": _counter("published", "Items published to every worker"),
     "lists": _counter("lists_watched", "Lists read by the monitor"),
     "findings": _counter("findings", "What watches of single partitions have found, before causes are grouped"),

@@ -54,6 +54,10 @@ class Order(Protocol):
     def forced(self) -> int:
         """Rows and labels that went on early because too many were waiting."""
 
+    @property
+    def late(self) -> int:
+        """Rows and labels that came when later ones had gone on."""
+
     def waits_for(self) -> list[tuple[str, int]]:
         """The sources (topic, partition) that hold up what waits."""
 
@@ -67,7 +71,7 @@ class Order(Protocol):
 class ArrivalOrder:
     """The log's own order: everything is due at once, so that nothing is left to be remembered."""
 
-    waiting = forced = 0
+    waiting = forced = late = 0
 
     def __init__(self) -> None:
         self._parts: list[tuple[bool, Rows]] = []
@@ -129,7 +133,7 @@ class EventTimeOrder:
 
     ``sources`` (topic, partition) are waited for until they have passed a row's time or say that they are idle; a
     source that never sent anything is waited for. At most ``rows_max`` rows wait: beyond it the oldest are
-    released early, counted in ``forced``. ``late`` counts rows that came when later ones had been released.
+    released early, counted in ``forced``. ``late`` counts rows and labels that came when later ones had been released.
 
     A mark of a sender that another has overtaken meanwhile (it lost the partition and does not know yet) counts for
     nothing: its source offset is behind.

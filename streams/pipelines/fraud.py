@@ -225,6 +225,7 @@ class FraudPipeline:
             "replayed",
             "resent_rows",
             "forced",
+            "overtaken",
         )
         figures = {name: self.meters.counts[name] for name in names}
         return {**figures, "keys_in_two_partitions": self.placement.keys_moved}

@@ -42,6 +42,11 @@ logger = logging.getLogger("headrace.fraud")
 
 #: rows that wait so long are worth a line in the log
 _WAIT_SAID_S = 15.0
+_TOO_MANY = "too many rows wait; the oldest go on before all sources have passed them"
+_TOO_LATE = (
+    "rows or labels came when later ones had gone on: their partition was read to its end for idle_after_ms, or had no "
+    "record for first_wait_ms, while their producer still held them"
+)
 #: before the names of the arrays of a task's parts
 _POSITIONS, _ORDER, _STAGE = "positions/", "order/", "stage/"
 
@@ -210,7 +215,6 @@ class TerminalTask:
         self._reads = self.stage.reads
         self._waits_since: float | None = None
         self._come_to_ms: int | None = None
-        self._forced = 0
         self.to_monitor = VectorOutlet(pipeline, tp)
         self.order: Order = ArrivalOrder()
         if pipeline.order == "event_time":
@@ -236,7 +240,6 @@ class TerminalTask:
         self.to_monitor.next_number = optional_of(arrays["next_number"])
         self.positions = SourcePositions.from_arrays(under(_POSITIONS, arrays))
         self.order.restore(under(_ORDER, arrays))
-        self._forced = self.order.forced
         self.stage = TerminalStage.from_arrays(self.pipeline.settings, under(_STAGE, arrays))
 
     def tick(self, now_s: float, at_end: bool) -> list[OutBatch]:
@@ -328,6 +331,7 @@ class TerminalTask:
         """Takes the batch's messages, unreadable ones to ``outputs``; returns what has become due."""
         counts = self.pipeline.meters.counts
         batch = fresh_part(batch, self.next_offset)
+        forced, overtaken = self.order.forced, self.order.late
         dead: list[Dead] = []
         for i, value in enumerate(batch.values):
             try:
@@ -347,17 +351,17 @@ class TerminalTask:
         self.next_offset = batch.next_offset
         if dead and not batch.replay:
             outputs.append(dead_letters(batch, dead, "terminal"))
-        if self.order.forced > self._forced:
-            if not self._forced:
-                logger.warning(
-                    "%s/%d: too many rows wait; the oldest go on before all sources have passed them, so that their "
-                    "features may differ from the exact ones (counted as forced)",
-                    *self.tp,
-                )
-            if not batch.replay:
-                counts["forced"] += self.order.forced - self._forced
-            self._forced = self.order.forced
+        if not batch.replay:
+            counts["forced"] += self._disorder("forced", forced, self.order.forced, _TOO_MANY)
+            counts["overtaken"] += self._disorder("overtaken", overtaken, self.order.late, _TOO_LATE)
         return self.order.due()
+
+    def _disorder(self, name: str, before: int, now: int, what: str) -> int:
+        """How much was added to the count; the first ever is told of."""
+        if now and not before:
+            told = "%s/%d: %s, so that features may differ from the exact ones (counted as %s)"
+            logger.warning(told, *self.tp, what, name)
+        return now - before
 
     def _windows(self, due: Merged, wanted: bool) -> _Windows:
         """The rows and labels that are due, through the windows by terminal; features where they are wanted."""

@@ -186,7 +186,6 @@ def test_the_walk_notices_what_is_forgotten() -> None:
     empty = fresh(BY_TERMINAL, "rich", "event_time")
     forgotten = {
         "next_offset": lambda t: setattr(t, "next_offset", 0),
-        "_forced": lambda t: setattr(t, "_forced", 0),
         "positions": lambda t: setattr(t, "positions", empty.positions),
         "dropped": lambda t: setattr(t.positions, "dropped", 0),
         "_highest": lambda t: t.positions._highest.popitem(),
