@@ -120,10 +120,13 @@ def coverage(conformal: Conformal, raw: FloatArray, y: npt.ArrayLike, card: IntA
 
 
 def _design_effect(held: BoolArray, group: IntArray) -> float:
-    """How many times the variance of independent rows a share has whose rows (n,) come in groups; 1 or more."""
+    """How many times the variance of independent rows a share has whose rows (n,) come in groups; 1 or more.
+
+    Where nothing varies, or there is one group, a group tells no more than a row would."""
+    names, which = np.unique(group, return_inverse=True)
     off = held - held.mean()
     independent = float(off @ off)
-    if independent == 0.0:
-        return 1.0
-    sums = np.bincount(np.unique(group, return_inverse=True)[1], off)
-    return max(1.0, float(sums @ sums) / independent)
+    if independent == 0.0 or len(names) == 1:
+        return len(held) / len(names)
+    sums = np.bincount(which, off)
+    return max(1.0, float(sums @ sums) / independent * len(names) / (len(names) - 1))

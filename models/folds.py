@@ -55,7 +55,7 @@ class Folds:
     The end of ``train`` is ``validation`` and ``calibration``, in this order of time; ``validation`` is None where no
     such fold was asked for, and ``fit`` is then what is left. Else ``fit`` is as long as what is left but ends
     ``gap_ms`` before the validation begins, as the training ends before the test: it may reach back behind the training
-    range. The gap is the label's delay, or what leaves half of ``fit`` where the rows do not reach back so far.
+    range. The gap is the label's delay, or less where that would leave less than half as many rows.
     """
 
     train: BoolArray
@@ -79,10 +79,14 @@ class Folds:
         validation = train & (event_time_ms >= first) & ~calibration if validate else None
         fit, gap = train & ~calibration, 0
         if validate:
-            reach = first - min(int(event_time_ms.min(initial=split.train_from)), split.train_from)
-            gap = max(0, min(split.label_delay_ms, reach - (first - split.train_from) // 2))
+            gap = _gap(np.sort(event_time_ms), split, first)
             fit = (event_time_ms >= split.train_from - gap) & (event_time_ms < first - gap)
-        ranges = {"train": fit, "validation": validation, "calibration": calibration, "test": test}
+        ranges = {
+            "fit" if validate else "train": fit,
+            "validation": validation,
+            "calibration": calibration,
+            "test": test,
+        }
         for name, rows in ranges.items():
             if rows is None:
                 continue
@@ -92,3 +96,14 @@ class Folds:
                     f"{name} range: {int(rows.sum())} rows, {frauds} frauds; both classes needed, widen it"
                 )
         return cls(train, fit, validation, calibration, test, first if validate else None, second, gap)
+
+
+def _gap(times: IntArray, split: Split, first: int) -> int:
+    """What is left out before ``first``, in 28ths of the label's delay; of rows at ``times`` (n,), sorted."""
+
+    def rows(gap: int) -> int:
+        begin, end = np.searchsorted(times, [split.train_from - gap, first - gap])
+        return int(end - begin)
+
+    gaps = (split.label_delay_ms * k // 28 for k in range(28, 0, -1))
+    return next((gap for gap in gaps if 2 * rows(gap) >= rows(0)), 0)

@@ -178,7 +178,7 @@ def _check(model_text: str) -> None:
     for number, block in enumerate(blocks):
         try:
             sound = _is_sound(_fields(block), int(header.get("max_feature_idx", "")))
-        except (KeyError, ValueError):
+        except (KeyError, ValueError, IndexError):
             sound = False
         if not sound:
             raise ModelError(
@@ -195,7 +195,7 @@ def _is_sound(fields: dict[str, str], last_feature: int) -> bool:
         for name in ("left_child", "right_child", "split_feature", "decision_type")
     )
     values = np.array(fields["leaf_value"].split(), dtype=np.float64)
-    if not leaves >= 1 or not len(left) == len(right) == len(feature) == len(decision) == leaves - 1:
+    if not leaves == len(values) >= 1 or not len(left) == len(right) == len(feature) == len(decision) == leaves - 1:
         return False
     children = np.sort(np.concatenate([left, right]))
     expected = np.concatenate([np.arange(-leaves, 0), np.arange(1, leaves - 1)]) if leaves > 1 else children
@@ -210,7 +210,10 @@ def _is_sound(fields: dict[str, str], last_feature: int) -> bool:
 
 def _has_categories(fields: dict[str, str], categorical: npt.NDArray[np.bool_]) -> bool:
     """The categories of each of these nodes are words of the text."""
-    which = np.array(fields["threshold"].split(), dtype=np.float64)[categorical]
+    thresholds = np.array(fields["threshold"].split(), dtype=np.float64)
+    if len(thresholds) != len(categorical):
+        return False
+    which = thresholds[categorical]
     ends, words = (np.array(fields[name].split(), dtype=np.int64) for name in ("cat_boundaries", "cat_threshold"))
     return bool(
         np.all((which >= 0) & (which < len(ends) - 1))

@@ -58,6 +58,8 @@ _TRANSIENT = {
     KafkaError.REQUEST_TIMED_OUT,
     KafkaError.NETWORK_EXCEPTION,
     KafkaError.UNSTABLE_OFFSET_COMMIT,
+    # "no leaders found", of partitions that were made just now
+    KafkaError._NOENT,
     # after a broker's restart, by what the client last knew of it
     KafkaError.FENCED_LEADER_EPOCH,
     KafkaError.UNKNOWN_LEADER_EPOCH,

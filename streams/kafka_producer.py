@@ -191,7 +191,19 @@ class KafkaTransactionalProducer(KafkaProducer):
             error: KafkaError = cause.args[0]
             if error.code() == KafkaError._STATE:  # the transaction has failed before
                 raise MustAbort(error.str()) from exc
+            if error.code() == KafkaError._FATAL:
+                error = self._what_was_fatal(error)
             raise self._meaning(error) from exc
+
+    def _what_was_fatal(self, error: KafkaError) -> KafkaError:
+        """A client that something has ended before says only that when it is to send; a transaction's calls say what it
+        was."""
+        try:
+            self._producer.abort_transaction(_CALL_S)
+        except KafkaException as exc:
+            said: KafkaError = exc.args[0]
+            return said
+        return error
 
     def poll(self, timeout_s: float) -> None:
         try:

@@ -41,7 +41,8 @@ class Order(Protocol):
     """Takes messages, gives back what is due."""
 
     def push(self, message: Shuffled) -> bool:
-        """The log's next message; its rows were not taken before. Whether its source was idle and is not any more."""
+        """The log's next message; its rows were not taken before. Whether it ended a silence of all sources, so that
+        those that are idle must say so again."""
 
     def due(self) -> Merged:
         """What has become due since the last call, in order."""
@@ -168,21 +169,19 @@ class EventTimeOrder:
         ):
             source.watermark_ms = message.watermark_ms
             awake = message.kind != "idle"
-        woke = awake and source.idle
-        if woke:
-            self._wake(source)
+        woke_all = awake and source.idle and self._wake(source)
         if message.kind == "idle" and not overtaken:
             source.idle = True
         self._release(self._bound())
         if self._count > self.rows_max:
             self._force()
-        return woke
+        return woke_all
 
-    def _wake(self, source: _Source) -> None:
-        if all(any_source.idle for any_source in self._sources.values()):
-            for any_source in self._sources.values():
-                any_source.idle = False
-        source.idle = False
+    def _wake(self, source: _Source) -> bool:
+        all_slept = all(any_source.idle for any_source in self._sources.values())
+        for woken in self._sources.values() if all_slept else (source,):
+            woken.idle = False
+        return all_slept
 
     @property
     def waiting(self) -> int:

@@ -28,6 +28,7 @@ def run(args: argparse.Namespace) -> int:
     from streams.cli.broker_wait import await_broker
     from streams.config import load_settings
     from streams.errors import ConfigError, FatalError
+    from streams.log import DeliveryFailed
     from streams.pipelines.recommend_withdrawn import marks
     from streams.topics import ITEMS, topic_infos
     from streams.worker import ensure_topics
@@ -39,10 +40,14 @@ def run(args: argparse.Namespace) -> int:
     partitions = ensure_topics(log, topic_infos((ITEMS,), settings.partitions))[ITEMS].partitions
     keys = [item.encode("utf-8", "surrogatepass") for item in dict.fromkeys(args.item)]
     producer = log.producer()
-    for batch in marks(keys, partitions, withdrawn=args.action == "withdraw"):
-        producer.send(batch)
-    left = producer.flush(_SEND_S)
-    producer.close()
+    try:
+        for batch in marks(keys, partitions, withdrawn=args.action == "withdraw"):
+            producer.send(batch)
+        left = producer.flush(_SEND_S)
+    except DeliveryFailed as exc:
+        raise FatalError("not-told", f"{exc}; the broker refuses what is written to {ITEMS}") from exc
+    finally:
+        producer.close()
     if left:
         raise FatalError("not-told", f"{left} of {len(keys)} items were not taken by {log.url} in time; run it again")
     done = "withdrawn" if args.action == "withdraw" else "restored"

@@ -63,7 +63,12 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
     """How the fraud model is made; defaults are those of the published comparison."""
     group = parser.add_argument_group("fraud: how to train")
     group.add_argument(
-        "--search", type=count, default=0, metavar="N", help="try N settings on a validation fold (0: fixed settings)"
+        "--search",
+        type=count,
+        default=0,
+        metavar="N",
+        help="try N settings on a validation fold, with trees of rows whose labels were known by then, which may lie "
+        "before --train (0: fixed settings)",
     )
     group.add_argument(
         "--class-weight",

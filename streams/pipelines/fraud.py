@@ -85,7 +85,7 @@ class FraudPipeline:
     labels: Decoder = field(init=False)
     #: whether a source's log is surely read to its end; see `use_ends`
     end_confirmed: Callable[[TP, float], bool] = lambda tp, since_s: True
-    #: how often the terminal stage has read that a source is no longer idle
+    #: how often the terminal stage has read that a silence of all sources was over
     wakes_heard: int = 0
     #: when one of the tasks has last said, by its clock, for whom it waits
     wait_said_s: float = float("-inf")

@@ -52,7 +52,8 @@ class Teller:
         on their way."""
         if self._wakes_heard != self._pipeline.wakes_heard:
             self._wakes_heard = self._pipeline.wakes_heard
-            self._told_idle, self._quiet_since = False, None
+            if self._told_idle:
+                self._told_idle, self._quiet_since = False, None
         if self._told_idle and now_s - self._idle_told_s < _IDLE_AGAIN_S:
             return []
         kind: MessageKind | None = None

@@ -44,8 +44,8 @@ logger = logging.getLogger("headrace.fraud")
 _WAIT_SAID_S = 15.0
 _TOO_MANY = "too many rows wait; the oldest go on before all sources have passed them"
 _TOO_LATE = (
-    "rows or labels came when later ones had gone on: their partition was read to its end for idle_after_ms, or had no "
-    "record for first_wait_ms, while their producer still held them"
+    "rows or labels came when later ones had gone on: they are out of order by more than watermark_delay_ms, or their "
+    "producer held them while their partition was quiet for idle_after_ms or without any record for first_wait_ms"
 )
 #: before the names of the arrays of a task's parts
 _POSITIONS, _ORDER, _STAGE = "positions/", "order/", "stage/"
@@ -352,16 +352,17 @@ class TerminalTask:
         if dead and not batch.replay:
             outputs.append(dead_letters(batch, dead, "terminal"))
         if not batch.replay:
-            counts["forced"] += self._disorder("forced", forced, self.order.forced, _TOO_MANY)
-            counts["overtaken"] += self._disorder("overtaken", overtaken, self.order.late, _TOO_LATE)
+            self._count_disorder("forced", self.order.forced - forced, _TOO_MANY)
+            self._count_disorder("overtaken", self.order.late - overtaken, _TOO_LATE)
         return self.order.due()
 
-    def _disorder(self, name: str, before: int, now: int, what: str) -> int:
-        """How much was added to the count; the first ever is told of."""
-        if now and not before:
+    def _count_disorder(self, name: str, n: int, what: str) -> None:
+        """Counts; the first of a worker is told of."""
+        counts = self.pipeline.meters.counts
+        if n and not counts[name]:
             told = "%s/%d: %s, so that features may differ from the exact ones (counted as %s)"
             logger.warning(told, *self.tp, what, name)
-        return now - before
+        counts[name] += n
 
     def _windows(self, due: Merged, wanted: bool) -> _Windows:
         """The rows and labels that are due, through the windows by terminal; features where they are wanted."""

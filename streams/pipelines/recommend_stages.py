@@ -53,7 +53,8 @@ def _check_room(whose: str, state: UserState | ItemState, settings: ShopSettings
     if settings.state_bytes_max is not None and state.nbytes > settings.state_bytes_max:
         raise BoundError(
             f"{len(state)} {whose} of one partition are held in {state.nbytes} bytes, more than the "
-            f"{settings.state_bytes_max} allowed; raise the bound, or spread them over more partitions",
+            f"{settings.state_bytes_max} allowed; raise the bound, or make topics with more partitions "
+            "and read them with a new --group",
             0,
         )
 

@@ -113,3 +113,14 @@ def test_thresholds_are_carried_over_by_rank() -> None:
     assert carried_over(open_ended, raw, raw) == open_ended
     extreme = Conformal(0.1, fraud_from=float(raw.max()), legitimate_to=float(raw.min()))
     assert carried_over(extreme, raw, raw) == extreme
+
+
+def test_rows_of_few_cards_leave_the_interval_wide() -> None:
+    conformal, rows = fit_conformal(*_drawn(0, 2000), 0.1), 300
+    raw, y = np.full(rows, 100.0), np.ones(rows, np.int8)
+    widths = []
+    for cards in (1, 3, rows):
+        found = coverage(conformal, raw, y, np.arange(rows) % cards)["fraud"]
+        assert found["coverage"] == 1.0 and found["high"] == pytest.approx(1.0)
+        widths.append(1.0 - found["low"])
+    assert widths[0] > widths[1] > 0.4 and widths[2] < 0.02

@@ -313,3 +313,10 @@ def test_texts_that_would_end_or_mislead_lightgbm_are_refused(field: str, value:
     text = text[: line.start(1)] + " ".join([value, *rest]) + text[line.end(1) :]
     with pytest.raises(ModelError, match=said):
         parse(text)
+
+
+@pytest.mark.parametrize("field", ["threshold", "leaf_value"])
+def test_a_tree_with_a_value_too_few_is_refused(field: str) -> None:
+    text = re.sub(rf"^({field}=.*) \S+$", r"\1", model_text("categorical"), flags=re.MULTILINE)
+    with pytest.raises(ModelError, match="tree 0 lacks fields"):
+        parse(text)

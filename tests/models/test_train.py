@@ -87,7 +87,7 @@ def test_a_recipe_is_followed() -> None:
     training = trained.training
     assert training["validation_from"] < training["calibration_from"] < training["train_to"]
     # there are five days before the training range, and the label's delay is a week
-    assert training["validation_gap_ms"] == pytest.approx(6.75 * DAY_MS, abs=DAY_MS // 20)
+    assert training["validation_gap_ms"] == 7 * DAY_MS
     before = (time >= training["train_from"]) & (time < training["calibration_from"])
     assert training["params"]["scale_pos_weight"] == pytest.approx(np.sum(y[before] == 0) / np.sum(y[before] == 1))
     assert len(training["search"]["tried"]) == 2 and training["budget"]["cut"] is False
@@ -106,6 +106,8 @@ def test_validation_is_as_far_from_what_is_fitted_as_the_test() -> None:
         assert folds.gap_ms == gap * DAY_MS and folds.validation_from == 44 * DAY_MS
         assert (part[folds.fit].min(), part[folds.fit].max()) == (fit[0] * DAY_MS, fit[1] * DAY_MS - DAY_MS // 8)
     assert Folds.of(time, y, split, 0.25, False).gap_ms == 0
+    stray = time[(time == 10 * DAY_MS) | (time >= 40 * DAY_MS)]
+    assert Folds.of(stray, y[: len(stray)], split, 0.25, True).gap_ms == 2 * DAY_MS, "one row is no history"
 
 
 def test_what_is_chosen_does_not_depend_on_the_test_range() -> None:

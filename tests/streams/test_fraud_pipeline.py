@@ -486,7 +486,7 @@ def test_a_source_without_any_record_is_waited_for_longer_and_said_so(caplog: py
     caplog.clear()
     fed.feed([label(1, NOW), label(2, NOW + 10**9)], LABELS)
     assert fed.pipeline.figures()["overtaken"] == 1
-    assert "had no record for first_wait_ms" in caplog.text and "counted as overtaken" in caplog.text
+    assert "without any record for first_wait_ms" in caplog.text and "counted as overtaken" in caplog.text
 
 
 def test_more_rows_than_may_wait_go_on_early_and_are_counted(caplog: pytest.LogCaptureFixture) -> None:
