@@ -249,9 +249,11 @@ class Registry:
         schema_hash: str | None = None,
         reason: str = "",
         expected: str | None = None,
+        to: str | None = None,
     ) -> str:
         """Make the champion before the present one champion again, once it is verified as by `get`; returns its
-        "name@version". Again: the one before that. ModelError: with ``expected``, where another one is champion."""
+        "name@version". Again: the one before that. ModelError: with ``expected``, where another one is champion; with
+        ``to``, where another one was champion before."""
         with self._locked():
             present = self._pointers().get("champion")
             if expected not in (None, present):
@@ -263,6 +265,11 @@ class Registry:
                 raise ModelError(
                     f"rollback: no champion before the present one is remembered in {self.root}; "
                     "choose a version with `headrace models promote NAME@VERSION`"
+                )
+            if to not in (None, label):
+                raise ModelError(
+                    f"rollback: a person changed the champion: before {present} it is {label} by now, not {to}; "
+                    "nothing is changed"
                 )
             self.get(label, features, schema_hash)
             self._point("rollback", "champion", label, reason=reason)

@@ -16,6 +16,9 @@ from monitoring.settings import MonitorError
 
 __all__ = ["Trained"]
 
+#: more than ever were in a training, and far from where sums of them overflow
+_ROWS_MAX = 2**53
+
 
 @dataclass(frozen=True, slots=True)
 class Trained:
@@ -37,10 +40,11 @@ class Trained:
             of = reference.get("features", {})
             for j, histogram in enumerate([*(of.get(name) for name in features), reference.get("score")]):
                 if histogram is not None:
+                    _check(**{name: histogram[name] for name in ("edges", "counts", "missing")})
                     inner, inside = _merged(histogram["edges"], histogram["counts"])
                     edges[j, : len(inner)], counts[j, : len(inside)] = inner, inside
                     counts[j, MISSING] = histogram["missing"]
-        except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise MonitorError(
                 f"reference of the package: cannot be read ({error!r}); package the model again"
             ) from error
@@ -67,14 +71,25 @@ class Trained:
         return cls(arrays["edges"].astype(np.float64), arrays["counts"].astype(np.int64))
 
 
+def _check(edges: Sequence[float], counts: Sequence[int], missing: int) -> None:
+    """ValueError: not the parts of a histogram."""
+    at, rows = np.asarray([0.0, *edges]), np.asarray([missing, *counts])
+    if rows.dtype.kind != "i" or rows.min() < 0 or sum(rows.tolist()) > _ROWS_MAX:
+        raise ValueError(f"counts {rows.tolist()} are not those of rows")
+    # of one value the edges are equal
+    rising = np.greater_equal if len(counts) == 1 else np.greater
+    if at.dtype.kind != "f" or not np.isfinite(at).all() or not rising(at[2:], at[1:-1]).all():
+        raise ValueError(f"edges {list(edges)} are not finite and rising")
+    if len(edges) != len(counts) + bool(len(counts)):
+        raise ValueError(f"{len(edges)} edges of {len(counts)} counts")
+
+
 def _merged(edges: Sequence[float], counts: Sequence[int]) -> tuple[list[float], list[int]]:
     """(inner edges, counts between them) of a histogram, at most 16 bins: neighbours with the fewest rows are one."""
     if len(counts) == 1:
-        # of one value: what is beside it is another bin, or a column that was constant could be anything
-        return [edges[0], float(np.nextafter(edges[0], np.inf))], [0, *counts, 0]
+        # of one value, or two that are neighbours: what is beside is another bin, or it could be anything
+        return [edges[0], float(np.nextafter(edges[-1], np.inf))], [0, *counts, 0]
     inner, inside = list(edges[1:-1]), list(counts)
-    if len(inner) != max(len(inside) - 1, 0):
-        raise ValueError(f"{len(edges)} edges of {len(counts)} counts")
     while len(inner) > EDGES:
         least = min(range(len(inner)), key=lambda i: inside[i] + inside[i + 1])
         inside[least : least + 2] = [inside[least] + inside[least + 1]]

@@ -206,8 +206,10 @@ class Controller:
         if desk is not None and desk.features == opened.features:
             return
         self._desk = opened
-        ends = {TP(LABELLED, p): end for p, end in enumerate(self.state.labelled)}
-        starts = dict(zip(ends, opened.window.start_of(self.state.labelled), strict=True))
+        # a partition that was added since the last step is not used at all yet
+        used = [*self.state.labelled, *[0] * (self._widths[LABELLED] - len(self.state.labelled))]
+        ends = {TP(LABELLED, p): end for p, end in enumerate(used)}
+        starts = dict(zip(ends, opened.window.start_of(used), strict=True))
         for batch in read_up_to(self._log, ends, starts=starts, from_start=False):
             columns = (batch.offsets, batch.timestamps, batch.keys, batch.values)
             rows = read_rows(*columns, opened.features, opened.window.kept.level)
@@ -278,7 +280,7 @@ class Controller:
         if all((change.action, change.reason) != done for change in self._registry.history()):
             try:
                 if case.action == ROLLBACK:
-                    self._registry.rollback(reason=reason, expected=case.champion)
+                    self._registry.rollback(reason=reason, expected=case.champion, to=label)
                 else:
                     self._registry.set_alias("champion", label, reason, expected=case.champion)
             except ModelError as error:  # a person was faster, and has the last word

@@ -45,7 +45,11 @@ def step(settings: ControlSettings, state: State, inputs: Inputs, desk: Desk) ->
     )
     out = Step(now)
     if now.kept.level != state.kept.level:
-        out.tell("sampled", kept=f"1 in {2**now.kept.level}")
+        sampled = _sampled(now)
+        if now.case is not None and now.case.status == "collecting":
+            out.follow(now.case, f"collecting, {sampled['reason']}", "sampled", **sampled)
+        else:
+            out.tell("sampled", None, **sampled)
     if inputs.champion != state.champion:
         _other_champion(out, inputs.champion)
     for command in inputs.commands:
@@ -60,6 +64,15 @@ def step(settings: ControlSettings, state: State, inputs: Inputs, desk: Desk) ->
     if inputs.rows and case is not None and out.state.frozen is None:
         _MOVES.get(case.status, _wait)(settings, out, case, desk)
     return out
+
+
+def _sampled(state: State) -> dict[str, str]:
+    """What an event says of the rows that are left out, and what to do about it; nothing where none are. Of too few
+    rows there may never be the frauds that a case waits for, however many have come."""
+    if not state.kept.level:
+        return {}
+    kept = f"1 in {2**state.kept.level}"
+    return {"kept": kept, "reason": f"of the rows {kept} is kept, raise control.rows_max for more frauds"}
 
 
 def _other_champion(out: Step, champion: str) -> None:
@@ -147,7 +160,9 @@ def _decide(settings: ControlSettings, out: Step, alert: Mapping[str, Any], desk
         frauds_min=settings.frauds_min,
     )
     out.state = replace(out.state, case=case, opened_ms=[*_recent(state), state.clock_ms])
-    out.follow(case, "begun", "opened", since=case.since_ms)
+    sampled = _sampled(out.state) if case.status == "collecting" else {}
+    text = f"begun, {sampled['reason']}" if sampled else "begun"
+    out.follow(case, text, "opened", since=case.since_ms, **sampled)
 
 
 def _decided(state: State, name: str, key: str, found: Wanted | None) -> bool:
@@ -200,7 +215,14 @@ def _collect(settings: ControlSettings, out: Step, case: Case, desk: Desk) -> No
         out.state = replace(out.state, case=built)
         out.tell("building", built, frauds=frauds, since=case.since_ms, positions=built.begin)
     elif _too_long(out, case, desk):
-        out.close(case, f"given up: {frauds} of {case.frauds_min} frauds in 30 days", "given-up")
+        _too_few(out, case, f"{frauds} of {case.frauds_min} frauds in 30 days")
+
+
+def _too_few(out: Step, case: Case, found: str, **more: Any) -> None:
+    """Gives the case up; where rows are left out, that says so."""
+    sampled = _sampled(out.state)
+    text = f"given up: {found}, {sampled['reason']}" if sampled else f"given up: {found}"
+    out.close(case, text, "given-up", **(sampled | {"reason": text}), **more)
 
 
 def _too_long(out: Step, case: Case, desk: Desk) -> bool:
@@ -212,7 +234,7 @@ def _watch(settings: ControlSettings, out: Step, case: Case, desk: Desk) -> None
     """Looks at the candidate beside the champion when so many more frauds have come, so many times."""
     if desk.new_frauds(case, out.state.clock_ms) < settings.look_frauds * (case.looks + 1):
         if _too_long(out, case, desk):
-            out.close(case, "given up: too few frauds in 30 days to judge by", "given-up", model=case.candidate)
+            _too_few(out, case, "too few frauds in 30 days to judge by", model=case.candidate)
         return
     found = desk.evidence(case, out.state.clock_ms, settings.look_confidence)
     looked = replace(case, looks=case.looks + 1, evidence=asdict(found))
@@ -292,10 +314,11 @@ def finished(settings: ControlSettings, state: State, outcome: Mapping[str, Any]
     else:
         model = outcome["model"]
         out.state = replace(out.state, champion=model, learner=[], case=None, closed_ms=state.clock_ms)
+        trial = None  # one of a champion before says nothing of this one
         if settings.probation_looks:
             trial = replace(case, status="probation", candidate=model, looks=0, evidence={})
             trial = replace(trial, begin=state.labelled, built_ms=state.clock_ms)
-            out.state = replace(out.state, probation=trial)
+        out.state = replace(out.state, probation=trial)
         event = "updated" if case.action == "update" else "promoted"
         out.follow(case, f"{model} is champion", event, **outcome, evidence=case.evidence)
         if case.action != "update" and case.turn < settings.turns:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -21,8 +20,6 @@ from streams.worker import Worker
 from streams.worker_of import worker_of
 
 __all__ = ["join_settings", "make_pipeline", "make_worker"]
-
-logger = logging.getLogger("headrace.monitor")
 
 
 def join_settings(settings: Settings) -> JoinSettings:
@@ -58,7 +55,8 @@ def make_pipeline(settings: Settings) -> MonitorPipeline:
 
 def packages_of(models: str) -> Packages:
     """What the packages of a registry tell of the rows that they were made on. A version never changes once it is
-    there, so a log that is read again meets the same. FatalError ``package-unreadable``: what is there is damaged."""
+    there, so a log that is read again meets the same. FatalError ``package-missing``: the version is not there, which
+    as nothing told would be the state for good; ``package-unreadable``: what is there is damaged."""
     from models.errors import ModelError
     from models.package import read_manifest
     from models.registry import Registry
@@ -71,8 +69,12 @@ def packages_of(models: str) -> Packages:
         try:
             path = registry.resolve(model)
         except ModelError as error:
-            logger.warning("%s is watched without what it was made on: %s", model, error)
-            return {}
+            where = f"is not in {models}" if registry.root.is_dir() else f"cannot be looked up, {models} is no folder"
+            raise FatalError(
+                "package-missing",
+                f"{model} has scored rows and {where}. Put its package back, or where that is gone run the monitor "
+                "without --models (setting models), which then watches models without what they were made on.",
+            ) from error
         try:
             manifest = read_manifest(path)
             Trained.of(manifest.reference, manifest.features)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -18,6 +18,7 @@ VALUES = st.one_of(st.floats(-1e6, 1e6), st.sampled_from([0.0, 1.0, 2.0, np.nan]
 
 
 @settings(max_examples=60, deadline=None)
+@example(np.where(np.arange(160).reshape(80, 2) % 3, 1.0, np.nextafter(1.0, 2.0)))
 @given(arrays(np.float64, (80, 2), elements=VALUES))
 def test_the_rows_that_it_was_made_of_are_counted_as_it_says(x: FloatArray) -> None:
     made = reference(x, ("a",), x[:, 1])
@@ -43,7 +44,20 @@ def test_a_constant_column_that_moves_is_seen_and_one_without_histogram_left_out
     assert Trained.of({}, ("a",)) is None
 
 
-@pytest.mark.parametrize("histogram", [{}, {"edges": [0, 1], "counts": [1, 2], "missing": 0}, 7])
+def histogram_of(edges: list[object], *counts: object, missing: object = 0) -> dict[str, object]:
+    return {"edges": edges, "counts": list(counts), "missing": missing}
+
+
+@pytest.mark.parametrize(
+    "histogram",
+    [
+        *({}, 7, histogram_of([0.0, 1.0], 1, 2)),
+        *(histogram_of([0.0, 1.0, 2.0], 1, count) for count in (2**70, 2**62, -1, 0.5, "3", None)),
+        *(histogram_of([0.0, 1.0], 1, missing=missing) for missing in (-1, 2**70, float("nan"))),
+        *(histogram_of([0.0, edge, 2.0], 1, 2) for edge in (3.0, 0.0, float("nan"), float("inf"), "1", 2**70)),
+        *(histogram_of([1.0, 0.0], 1), histogram_of([float("nan")] * 2, 1)),
+    ],
+)
 def test_what_is_no_histogram_is_refused(histogram: object) -> None:
     with pytest.raises(MonitorError, match="package the model again"):
         Trained.of({"features": {"a": histogram}}, ("a",))

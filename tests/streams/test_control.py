@@ -38,6 +38,7 @@ from streams.memory import MemoryLog
 from streams.retrain import rebuilt_apart
 from streams.topics import ALERTS, LABELLED
 
+KEPT = "of the rows 1 in 2 is kept, raise control.rows_max for more frauds"
 RETRAINED = ["retrain: begun", "retrain: m@2 is watched beside the champion", "retrain: m@2 is champion"]
 
 
@@ -246,7 +247,7 @@ def test_a_case_that_is_asked_for_before_there_are_labels_has_its_time(log: Memo
     assert actions(log)[-1] == "retrain: m@2 is champion"
 
 
-def kept_of_6000(log: MemoryLog, registry: Registry, ends: list[int]) -> Any:
+def kept_of_6000(log: MemoryLog, registry: Registry, ends: list[int], **how: Any) -> Any:
     """6000 rows of which 2000 are kept, final after 1500 s; restarted at these rows."""
     x, y = rows_of(1000, BEFORE, 1)
     x2, y2 = rows_of(5000, AFTER, 2)
@@ -255,7 +256,7 @@ def kept_of_6000(log: MemoryLog, registry: Registry, ends: list[int]) -> Any:
         if begin == 200:
             send_alert(log, alert_of(1400, since=1000))
         send_rows(log, x[begin:end], y[begin:end], begin)
-        loop = run(log, registry, mature_ms=1_500_000, rows_max=2000)
+        loop = run(log, registry, mature_ms=1_500_000, rows_max=2000, **how)
     return loop
 
 
@@ -265,10 +266,24 @@ def test_where_rows_would_be_left_out_before_they_are_final_one_in_two_is_kept(
     loop = kept_of_6000(log, registry, [])
     # of 2000 rows, a half reach back 1.5 times as long as labels take, which all would not
     assert [event["kept"] for event in events(log) if event["event"] == "sampled"] == ["1 in 2"]
-    assert actions(log) == RETRAINED and registry.get("m@2").manifest.training["kept"] == "1 in 2"
+    assert actions(log) == [f"retrain: begun, {KEPT}", *RETRAINED[1:]]
+    assert registry.get("m@2").manifest.training["kept"] == "1 in 2"
     window = loop._desk.window
     kept = window.take(window.since(0, 10**15))
     assert 1700 < len(kept) < 2300 and int(kept.event_time_ms.max() - kept.event_time_ms.min()) > 3_500_000
+
+
+def test_a_case_says_that_rows_are_left_out_and_what_gives_it_more_frauds(log: MemoryLog, registry: Registry) -> None:
+    send_alert(log, alert_of(300, since=200))
+    kept_of_6000(log, registry, [], frauds_min=10**6)
+    send_rows(log, *rows_of(200, AFTER, 3), 45 * 86_400)  # 45 days later
+    run(log, registry, mature_ms=1_500_000, rows_max=2000, frauds_min=10**6)
+    assert names_of(log) == ["opened", "sampled", "declined", "given-up"]
+    _, sampled, _, ended = events(log)
+    assert sampled["reason"] == KEPT and sampled["kept"] == ended["kept"] == "1 in 2"
+    assert ended["reason"].endswith(f" of 1000000 frauds in 30 days, {KEPT}")
+    said = [action for action in actions(log) if action.startswith("retrain")]
+    assert said == ["retrain: begun", f"retrain: collecting, {KEPT}", f"retrain: {ended['reason']}"]
 
 
 def test_which_rows_are_kept_survives_a_restart(log: MemoryLog, registry: Registry, tmp_path: Path) -> None:

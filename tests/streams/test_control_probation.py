@@ -9,8 +9,10 @@ import pytest
 from control_world import (
     AFTER,
     BEFORE,
+    FEATURES,
     actions,
     alert_of,
+    champion_text,
     drifted,
     events,
     models,
@@ -24,8 +26,12 @@ from control_world import (
     send_rows,
 )
 
+from models.package import Draft
 from models.registry import Registry
 from monitoring.settings import DAY_MS
+from streams.control_policy import finished
+from streams.control_settings import ControlSettings
+from streams.control_state import Case, State
 from streams.memory import MemoryLog
 
 
@@ -110,3 +116,25 @@ def test_a_person_who_changes_the_champion_ends_the_probation(log: MemoryLog, re
     send_rows(log, *rows_of(3000, BEFORE, 11), PROMOTED)
     loop = run(log, registry, probation_looks=4)
     assert loop.state.probation is None and "rolled-back" not in names_of(log)
+
+
+def test_a_roll_back_goes_to_the_model_that_was_judged_or_nowhere(log: MemoryLog, registry: Registry) -> None:
+    drifted(log, after=PROMOTED - 1000)
+    run(log, registry, probation_looks=4)
+    other = registry.add(Draft("m", champion_text(), FEATURES, "", "2026-01-01T00:00:00+00:00"))
+    registry.set_alias("champion", other.label)
+    registry.set_alias("champion", "m@2")  # as it was, but for what is before it
+    send_rows(log, *rows_of(3000, BEFORE, 11), PROMOTED)
+    loop = run(log, registry, probation_looks=4)
+    assert registry.aliases() == {"champion": "m@2"} and loop.state.champion == "m@2"
+    assert names_of(log)[-2:] == ["decided", "given-up"] and loop.state.probation is None
+    assert "a person changed the champion: before m@2 it is m@3 by now, not m@1" in events(log)[-1]["reason"]
+
+
+def test_a_probation_of_a_champion_before_ends_where_there_are_none_any_more() -> None:
+    alert = alert_of(1)
+    trial = Case("a-1", "retrain", "probation", alert, "m@1", 0, candidate="m@2")
+    case = Case("b-2", "retrain", "promoting", alert, "m@2", 0, candidate="m@3")
+    settings = ControlSettings.of({"probation_looks": 0})
+    state = finished(settings, State(champion="m@2", case=case, probation=trial), {"model": "m@3"}).state
+    assert state.champion == "m@3" and state.probation is None

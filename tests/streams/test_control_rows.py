@@ -31,6 +31,7 @@ from control_world import (
 
 from streams.control_rows import Rows, Window, read_rows
 from streams.log import OutBatch
+from streams.memory import Partition
 from streams.topics import LABELLED
 
 RECORD = {"event_time": 1000, "label_time": 2000, "card_id": "c", "label": 1, "features": {"b": 2, "a": None, "c": 1}}
@@ -116,6 +117,20 @@ def test_a_partition_that_stands_still_does_not_hold_the_others(tmp_path: Path) 
     loop = run(log, registry)
     # rounds go on while eight of both partitions wait
     assert loop.state.labelled[1] == 50 and 1950 - loop.state.labelled[0] < 8 * 2 * SMALL["round_rows"]
+    assert run(log, registry).state == loop.state
+
+
+def test_a_loop_goes_on_where_labelled_has_a_partition_more(tmp_path: Path) -> None:
+    log, registry = new_log(), new_registry(tmp_path)
+    send_rows(log, *rows_of(1000, BEFORE, 1))
+    run(log, registry)
+    with log.changed:
+        log._topics[LABELLED].partitions.append(Partition())
+    assert run(log, registry).state.labelled == [500, 500], "and again before there is anything in it"
+    record = orjson.dumps({**RECORD, "features": dict.fromkeys(FEATURES, 1)})
+    log.producer().send(OutBatch(LABELLED, [record] * 1500, None, 2))
+    loop = run(log, registry)
+    assert loop.state.labelled[:2] == [500, 500] and loop.state.labelled[2] > 0
     assert run(log, registry).state == loop.state
 
 

@@ -7,6 +7,7 @@ import json
 import uuid
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from models.histogram import reference
 from monitoring.labels import JoinSettings
 from streams.cli.main import main
 from streams.config import load_settings
-from streams.errors import ConfigError
+from streams.errors import ConfigError, FatalError
 from streams.log import TP, OutBatch, connect
 from streams.monitor_worker import make_pipeline
 from streams.pipelines.fraud_monitor import FEATURE, MODEL
@@ -146,6 +147,15 @@ def test_what_is_other_than_the_model_was_made_on_is_found_though_nothing_change
         task = task_of(packages=packages(0.0))
         task.restore(state)
     assert of_inputs(got) == [alert] and asked == ["m@1"] and same_arrays(task.state(), whole.state())
+
+
+def test_rows_of_a_model_whose_package_is_not_there_end_the_worker(tmp_path: Path) -> None:
+    for folder, where in ((tmp_path, "is not in"), (tmp_path / "gone", "is no folder")):
+        settings = load_settings(None, {}, {"models": str(folder), "bootstrap": "memory://m"})
+        packages = make_pipeline(settings).packages
+        with pytest.raises(FatalError, match=f"package-missing: m@1 has scored .*{where}.* run .* without --models"):
+            alerts_of(task_of(packages=packages), log_of(2, 0.0))
+        assert packages("") == {}, "of rows that no model has scored there is none"
 
 
 def test_each_model_is_watched_apart() -> None:
