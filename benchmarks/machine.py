@@ -102,7 +102,7 @@ def thread_seconds(pid: int, prefix: str) -> float:
 
 def headrace(*words: str) -> list[str]:
     """A command line of this very installation."""
-    return [sys.executable, "-c", "from streams.cli.main import main; raise SystemExit(main())", *words]
+    return [sys.executable, "-c", "from streams.cli.main import entry; entry()", *words]
 
 
 class Child:

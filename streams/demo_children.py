@@ -33,11 +33,12 @@ _STOP_S = 35.0
 #: Runs ``main()`` of a module; the system sends SIGTERM when the demo dies, whatever it dies of (Linux).
 _START = """
 import ctypes, importlib, os, signal, sys
+from streams.process_end import end_with
 if sys.platform == "linux":
     ctypes.CDLL(None).prctl(1, signal.SIGTERM, 0, 0, 0)
 if os.getppid() != int(sys.argv.pop(1)):
     sys.exit(1)
-sys.exit(importlib.import_module(sys.argv.pop(1)).main())
+end_with(importlib.import_module(sys.argv.pop(1)).main)
 """
 
 

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-__all__ = ["EXIT_FAILED", "EXIT_OK", "EXIT_USAGE", "EXIT_WATCHDOG", "ConfigError", "FatalError", "HeadraceError"]
+__all__ = [
+    "EXIT_FAILED",
+    "EXIT_OK",
+    "EXIT_USAGE",
+    "EXIT_WATCHDOG",
+    "ConfigError",
+    "FatalError",
+    "HeadraceError",
+    "no_such_partition",
+]
 
 EXIT_OK = 0
 EXIT_FAILED = 1
@@ -25,3 +34,12 @@ class FatalError(HeadraceError):
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(f"{reason}: {message}")
         self.reason = reason
+
+
+def no_such_partition(topic: str, partition: int, count: int) -> FatalError:
+    """A partition was asked for that a topic of ``count`` does not have."""
+    return FatalError(
+        "no-such-partition",
+        f"{topic}/{partition}: the topic has {count} partitions, 0 to {count - 1}. Ask for one of them, or raise the "
+        "topic's partitions.",
+    )

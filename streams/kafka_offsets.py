@@ -15,6 +15,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # a public na
     OffsetSpec,
 )
 
+from streams.errors import no_such_partition
 from streams.kafka_connection import BrokerWatch, client_settings, retry
 from streams.log import TP, LogUnavailable
 
@@ -53,8 +54,10 @@ class Offsets:
             except TimeoutError as exc:
                 self._leave(client)
                 raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "no answer")) from exc
-            except KafkaException:
+            except KafkaException as exc:
                 self._leave(client)
+                if exc.args[0].code() == KafkaError._NOENT:
+                    _demand(client, tp)
                 raise
             return low, high
 
@@ -104,6 +107,13 @@ class Offsets:
         """One that lost its brokers might not find back."""
         if self._client is client:
             self._client = None
+
+
+def _demand(client: AdminClient, tp: TP) -> None:
+    """A partition without a leader may be new, or not be there at all."""
+    topic = client.list_topics(tp.topic, timeout=_ASK_S).topics[tp.topic]
+    if topic.partitions and tp.partition not in topic.partitions:
+        raise no_such_partition(tp.topic, tp.partition, len(topic.partitions))
 
 
 def _known(result: ListOffsetsResultInfo) -> int:

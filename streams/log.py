@@ -164,7 +164,8 @@ class LogConsumer(Protocol):
     def position(self, tp: TP) -> int | None: ...
 
     def offset_range(self, tp: TP) -> tuple[int, int]:
-        """(earliest, end) of the partition in the log; the end is before the first record of an open transaction."""
+        """(earliest, end) of the partition in the log; the end is before the first record of an open transaction.
+        FatalError where the topic has no such partition."""
 
     def ends(self, partitions: Sequence[TP]) -> Callable[[], dict[TP, int] | None]:
         """Asks the log where these partitions end, and does not wait: what is returned gives the answer, None until it

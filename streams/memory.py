@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
-from streams.errors import ConfigError, FatalError
+from streams.errors import ConfigError, FatalError, no_such_partition
 from streams.log import TP, CommitFailed, OutBatch, RebalanceListener, RecordBatch, TopicInfo
 from streams.memory_producer import MemoryProducer, MemoryTransactionalProducer, Partition, Row
 from streams.partitioner import partition_of_key
@@ -351,7 +351,10 @@ class MemoryConsumer:
 
     def offset_range(self, tp: TP) -> tuple[int, int]:
         with self._log.changed:
-            return 0, self._log.partitions(tp.topic)[tp.partition].stable_end
+            partitions = self._log.partitions(tp.topic)
+            if tp.partition >= len(partitions):
+                raise no_such_partition(tp.topic, tp.partition, len(partitions))
+            return 0, partitions[tp.partition].stable_end
 
     def ends(self, partitions: Sequence[TP]) -> Callable[[], dict[TP, int] | None]:
         ends = {tp: self.offset_range(tp)[1] for tp in partitions}

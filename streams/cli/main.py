@@ -19,11 +19,13 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from models.errors import ModelError
 from streams.errors import EXIT_FAILED, EXIT_USAGE, ConfigError, HeadraceError
+from streams.process_end import end_with
 
-__all__ = ["COMMANDS", "build_parser", "main"]
+__all__ = ["COMMANDS", "build_parser", "entry", "main"]
 
 EXIT_INTERRUPTED = 130
 
@@ -99,3 +101,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Who read our output has left (`| head`); keep the interpreter's last flush from failing on it too.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
+
+
+def entry() -> NoReturn:
+    """The `headrace` command as a process."""
+    end_with(main)

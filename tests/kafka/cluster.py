@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 TOPICS = (TRANSACTIONS, LABELS, BY_TERMINAL, FRAUD_SCORES, DEAD_LETTERS, LATE_EVENTS)
 DAY = 86_400_000
 START = 1_600_000_000_000
-MAIN = [sys.executable, "-c", "from streams.cli.main import main; raise SystemExit(main())"]
+MAIN = [sys.executable, "-c", "from streams.cli.main import entry; entry()"]
 #: quick commits, and a group that finds a killed member in two seconds
 QUICK = """
 commit_interval_ms = 100

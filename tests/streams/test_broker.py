@@ -27,7 +27,7 @@ from streams.log import TP, OutBatch, TopicInfo, connect
 @contextmanager
 def command(*arguments: object) -> Iterator[subprocess.Popen[str]]:
     """`headrace broker ...` as a process, ended whatever happens."""
-    code = "import sys; from streams.cli.main import main; sys.exit(main())"
+    code = "from streams.cli.main import entry; entry()"
     process = subprocess.Popen(
         [sys.executable, "-W", "error", "-c", code, "broker", *map(str, arguments)],
         stdout=subprocess.PIPE,

@@ -44,7 +44,7 @@ FIELDS = {
     "latency_ms_p99",
 }
 NOW_MS = 1_763_868_000_000
-COMMAND = [sys.executable, "-c", "import sys; from streams.cli.main import main; sys.exit(main())", "demo", "--json"]
+COMMAND = [sys.executable, "-c", "from streams.cli.main import entry; entry()", "demo", "--json"]
 FRAUD = [*COMMAND, "--pipeline", "fraud"]
 
 pytestmark = pytest.mark.timeout(300)

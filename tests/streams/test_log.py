@@ -171,6 +171,8 @@ def test_position_range_and_seek(log: Log, topic: str, group: str) -> None:
     read(consumer, 5)
     assert consumer.position(tp) == 5
     assert consumer.offset_range(tp) == (0, 5)
+    with pytest.raises(FatalError, match=f"no-such-partition: {topic}/9: the topic has 2 partitions, 0 to 1"):
+        consumer.offset_range(TP(topic, 9))
     consumer.seek(tp, 3)
     assert consumer.position(tp) == 3
     assert [o for b in read(consumer, 2) for o in b.offsets] == [3, 4]
