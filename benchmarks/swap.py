@@ -1,4 +1,4 @@
-"""What a model swap costs those that are scored meanwhile: ``python -m benchmarks.swap``.
+"""What a model swap costs those that are scored meanwhile: ``headrace bench swap``.
 
 One worker, a real broker, transactions at a steady rate, as in `benchmarks.latency`. Every few seconds another package
 of the same 300 trees becomes champion: the worker finds that out, loads, verifies and warms it and swaps. Rows sent in
@@ -8,11 +8,10 @@ be missing, and each must have come once.
 
 from __future__ import annotations
 
-import argparse
-import json
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ import numpy as np
 from benchmarks.latency import Receiver, paced
 from benchmarks.machine import BenchError, Child, headrace, machine, versions
 from benchmarks.workload import MODEL, simulated, train
+from features.block import FloatArray
 from features.fraud import DEFAULT
 from models.package import package_from_text
 from models.registry import Registry
@@ -29,16 +29,23 @@ from streams.latency import LatencyDigest
 from streams.log import connect
 from streams.topics import all_topics
 
-__all__ = ["run"]
+__all__ = ["run", "swap_figures"]
 
 _WARM_S, _LATE_S = 5.0, 30.0
 #: time between two changes of the champion, and how long after one its swap may be felt
 _EVERY_S, _DURING_S = 5.0, 2.0
 
 
-def run(rate: int = 1_000, seconds: float = 40.0) -> dict[str, Any]:
+def run(rate: int = 1_000, seconds: float = 40.0, notify: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
     """``between`` and ``during``: latencies of the rows, as of `LatencyDigest`; ``swaps``; ``ratio_p99``."""
+    if rate < 1 or not seconds >= 2 * _EVERY_S:
+        raise BenchError(
+            f"{rate} events/s for {seconds:g} s: give 1 or more, and {2 * _EVERY_S:g} s or more, as there is another "
+            f"champion every {_EVERY_S:g} s"
+        )
+    about = {"machine": machine(), "versions": versions()}
     n = int(rate * (_WARM_S + seconds))
+    notify(f"{rate:,} events/s for {seconds:.0f} s, another champion every {_EVERY_S:.0f} s")
     workload = simulated(n)
     with tempfile.TemporaryDirectory(prefix="headrace-bench-") as name, Broker.start(long_run=True) as broker:
         text, registry = train(Path(name)), Registry(Path(name) / "models")
@@ -68,7 +75,8 @@ def run(rate: int = 1_000, seconds: float = 40.0) -> dict[str, Any]:
     missing = int(np.count_nonzero(np.isnan(arrivals)))
     if missing or receiver.count != n:
         raise BenchError(f"{missing} of {n} scores did not come, {receiver.count} came in all")
-    return {**_figures(planned, (arrivals - planned) * 1000, np.array(changes)), "rate": rate, "rows": n}
+    figures = swap_figures(planned, (arrivals - planned) * 1000, np.array(changes))
+    return {**figures, "rate": rate, "rows": n, **about}
 
 
 def _swap(registry: Registry, changes: list[float], done: threading.Event) -> None:
@@ -78,7 +86,9 @@ def _swap(registry: Registry, changes: list[float], done: threading.Event) -> No
         changes.append(time.perf_counter())
 
 
-def _figures(planned: Any, took_ms: Any, changes: Any) -> dict[str, Any]:
+def swap_figures(planned: FloatArray, took_ms: FloatArray, changes: FloatArray) -> dict[str, Any]:
+    """What `run` gives of rows that were to be sent at ``planned`` (n,) s, rising, and ``took_ms`` (n,), where the
+    champion changed at ``changes`` (k,) s, rising."""
     warm = planned >= planned[0] + _WARM_S
     last = np.searchsorted(changes, planned, side="right") - 1
     during = (last >= 0) & (planned - changes[np.maximum(last, 0)] < _DURING_S)
@@ -89,16 +99,3 @@ def _figures(planned: Any, took_ms: Any, changes: Any) -> dict[str, Any]:
         digests[part] = digest.to_dict()
     ratio = digests["during"]["latency_ms_p99"] / digests["between"]["latency_ms_p99"]
     return {**digests, "swaps": len(changes), "ratio_p99": round(ratio, 2)}
-
-
-def main() -> None:
-    """Prints the figures as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rate", type=int, default=1_000, help="events per second (default: 1000)")
-    parser.add_argument("--seconds", type=float, default=40.0, help="after the warm-up (default: 40)")
-    args = parser.parse_args()
-    print(json.dumps({**run(args.rate, args.seconds), "machine": machine(), "versions": versions()}))
-
-
-if __name__ == "__main__":
-    main()

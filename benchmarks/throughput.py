@@ -28,7 +28,7 @@ from benchmarks import plain_faust
 from benchmarks.machine import BenchError, Child, Cores, cpu_seconds, headrace, machine, thread_seconds, versions
 from benchmarks.workload import Records, Scores, Workload, read_scores, send, train
 from streams.broker import Broker, kafka_available
-from streams.cli.run import spare_the_collector
+from streams.cli.run import keep_freed_memory, spare_the_collector
 from streams.config import load_settings
 from streams.fraud_worker import make_worker
 from streams.log import TP, Log, LogConsumer, TopicInfo, connect
@@ -37,7 +37,7 @@ from streams.topics import BY_TERMINAL, FRAUD_SCORES, LABELS, TRANSACTIONS, topi
 __all__ = ["Measured", "measure_app", "measure_headrace", "measure_in_process", "measure_plain_faust", "run"]
 
 GROUP = "headrace-bench"
-PARTS = ("consume", "decode", "features", "shuffle", "score", "explain", "encode", "produce")
+PARTS = ("consume", "decode", "features", "shuffle", "score", "explain", "encode", "monitor", "produce")
 _PHASE_S = 900.0
 _POLL_S = 0.02
 
@@ -85,14 +85,15 @@ def measure_headrace(
     order: str = "arrival",
     delivery: str = "at_least_once",
     reasons: str = "above:0.5",
+    options: Sequence[str] = (),
 ) -> Measured:
-    """One run of ``headrace run`` with the champion of ``folder``/models."""
+    """One run of ``headrace run``, with more ``options``, with the champion of ``folder``/models."""
     with Broker.start() as broker:
         log = _log_with(broker, topic_infos((TRANSACTIONS, LABELS, BY_TERMINAL, FRAUD_SCORES), partitions))
         command = headrace("run", "--pipeline", "fraud", "--json", "--bootstrap", broker.bootstrap, "--group", GROUP)
         command += ["--models", str(folder / "models"), "--order", order, "--partitions", str(partitions)]
         command += ["--delivery", delivery, "--checkpoints", str(folder / "checkpoints"), "--reasons", reasons]
-        with Child(command, cores.worker) as child:
+        with Child([*command, *options], cores.worker) as child:
             phases = _Phases(child, log, lambda: _figures(child))
             # markers of transactions have offsets too: the number of scores alone does not tell that all are there
             also = (TRANSACTIONS, BY_TERMINAL) if delivery == "exactly_once" else ()
@@ -218,6 +219,7 @@ def measure_in_process(workload: Workload, folder: Path, reasons: str = "above:0
     worker, pipeline = make_worker(load_settings(overrides=wanted), ready.set)
     thread = threading.Thread(target=lambda: asyncio.run(worker.run()), daemon=True)
     spare_the_collector()
+    keep_freed_memory()
     thread.start()
 
     def wait(done: Callable[[], bool], what: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ import numpy.typing as npt
 
 from benchmarks.machine import BenchError
 from features.block import Block, FloatArray, Ids, IntArray
+from features.declare import FeatureSet
 from features.fraud import DEFAULT
 from models.package import package_from_text
 from models.registry import Registry
@@ -116,19 +118,23 @@ def _first(path: Path, key: str, n: int | None) -> Records:
     return Records(values[:n], keys[:n])
 
 
-def train(folder: Path, seed: int = 2, rows: int = _TRAINING_ROWS_MAX, trees: int = TREES) -> Path:
+def train(
+    folder: Path, seed: int = 2, rows: int = _TRAINING_ROWS_MAX, trees: int = TREES, features: FeatureSet = DEFAULT
+) -> Path:
     """A model of `TREES` x `LEAVES` of another simulated world, in ``folder``/models; returns its text's file."""
     transactions, labels = _columns(rows, seed)
     block = _block(transactions, ("transaction_id", "card_id", "terminal_id"))
-    made = feature_matrix(block, _block(labels, ("transaction_id",)), StageSettings(DEFAULT))
+    made = feature_matrix(block, _block(labels, ("transaction_id",)), StageSettings(features))
     y = np.zeros(rows, np.int64)
     y[labels["transaction_id"]] = labels["is_fraud"]
     settings = {"objective": "binary", "num_leaves": LEAVES, "learning_rate": 0.05, "min_data_in_leaf": 5}
     settings |= {"num_threads": 1, "verbosity": -1, "seed": seed, "deterministic": True, "force_row_wise": True}
-    data = lightgbm.Dataset(made.matrix, y[made.row], feature_name=list(DEFAULT.names), params=settings)
+    data = lightgbm.Dataset(made.matrix, y[made.row], feature_name=list(features.names), params=settings)
     path = folder / "model.txt"
     lightgbm.train(settings, data, trees).save_model(path)
-    draft = package_from_text(path, MODEL, created_at="2024-01-01T00:00:00Z", features=DEFAULT.names)
+    draft = package_from_text(
+        path, MODEL, created_at="2024-01-01T00:00:00Z", features=features.names, schema_hash=features.schema_hash
+    )
     Registry(folder / "models").add(draft, "champion")
     return path
 
@@ -177,7 +183,7 @@ class _Score(msgspec.Struct, gc=False):
     transaction_id: int | str
     score: float | None
     raw: float | None
-    features: dict[str, float]
+    features: dict[str, float | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +233,8 @@ def read_scores(log: Log, topic: str, count: int, timeout_s: float = 120.0) -> S
                 for value in batch.values:
                     score = decode(value or b"{}")
                     ids.append(score.transaction_id)
-                    rows.append([score.score or 0.0, score.raw or 0.0, *score.features.values()])
+                    numbers = (score.score, score.raw, *score.features.values())
+                    rows.append([math.nan if number is None else number for number in numbers])
     finally:
         consumer.close()
     if len(ids) != count or len(set(ids)) != count:

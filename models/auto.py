@@ -72,7 +72,8 @@ def choose(
     forest_file: bytes | None = None,
     wanted: PredictorKind = "auto",
 ) -> Choice:
-    """The predictor for a model text: the ``wanted`` one or, where it cannot serve the model, `auto`'s, and why.
+    """The predictor for a model text: the ``wanted`` one or, where it cannot serve the model, `auto`'s, and why. In
+    the latter case the log has a warning.
 
     ``golden_batch`` = (inputs (n, d), their raw scores (n,)); by default made from the model. ModelError
     when LightGBM itself does not match it: then nothing can be trusted to score this model.
@@ -100,7 +101,9 @@ def choose(
     compiled, other = _compiled(forest or model, x, raw)
     if compiled is None:
         oracle.warm()
-        choice = Choice(oracle, f"lightgbm: {other}", {})
+        asked = wanted == "compiled"
+        refusal = f"compiled: asked for, but {other}" if asked else refusal
+        choice = Choice(oracle, "lightgbm" if asked else f"lightgbm: {other}", {})
     elif wanted == "compiled":
         choice = Choice(compiled, "compiled: asked for, bit-equal", {})
     else:

@@ -21,12 +21,14 @@ from features.block import BoolArray, FloatArray, IntArray
 from models.errors import PackageError
 from models.metrics import wilson
 
-__all__ = ["FRAUD", "LEGITIMATE", "UNSAID", "Conformal", "carried_over", "coverage", "fit_conformal"]
+__all__ = ["FRAUD", "LEGITIMATE", "SET_LABELS", "UNSAID", "Conformal", "carried_over", "coverage", "fit_conformal"]
 
 #: bits of a set
 LEGITIMATE, FRAUD = 1, 2
 #: in the place of a set, where a model has no thresholds
 UNSAID = -1
+#: the labels of each set
+SET_LABELS = ((), ("legitimate",), ("fraud",), ("legitimate", "fraud"))
 _SETS = {"none": 0, "legitimate": LEGITIMATE, "fraud": FRAUD, "both": LEGITIMATE | FRAUD}
 
 

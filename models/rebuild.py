@@ -15,18 +15,30 @@ import numpy as np
 
 from features.block import BoolArray, FloatArray, IntArray
 from models.calibrate import Calibration, fit_platt
+from models.conformal import fit_conformal
 from models.errors import ModelError
 from models.evidence import average_precision, paired_evidence
 from models.lightgbm import LightGBMPredictor
 from models.modeltext import load_booster
 
-__all__ = ["DEFAULT_PARAMS", "DEFAULT_ROUNDS", "Champion", "Declined", "Kind", "LabelledRows", "Rebuilt", "rebuild"]
+__all__ = [
+    "DEFAULT_ALPHA",
+    "DEFAULT_PARAMS",
+    "DEFAULT_ROUNDS",
+    "Champion",
+    "Declined",
+    "Kind",
+    "LabelledRows",
+    "Rebuilt",
+    "rebuild",
+]
 
 Kind = Literal["refit", "retrain"]
 
 #: of a champion that does not say how it was trained
 DEFAULT_PARAMS = {"objective": "binary", "learning_rate": 0.05, "num_leaves": 15, "min_child_samples": 50}
 DEFAULT_ROUNDS = 200
+DEFAULT_ALPHA = 0.1
 
 #: share of the rows since the change that choose
 _VALIDATION = 1 / 3
@@ -59,18 +71,21 @@ class LabelledRows:
 
 @dataclass(frozen=True, slots=True)
 class Champion:
-    """What is to be beaten, and how it was trained: LightGBM's parameters and rounds."""
+    """What is to be beaten, and how it was trained: LightGBM's parameters and rounds; ``alpha``: of its conformal
+    sets."""
 
     model_text: str
     calibration: Calibration
     params: Mapping[str, Any]
     rounds: int
+    alpha: float = DEFAULT_ALPHA
 
 
 @dataclass(frozen=True, slots=True)
 class Rebuilt:
     """A challenger: ``recipe`` says how it was made, ``metrics`` are those of the rows that chose it, and of the
-    champion on the same rows as ``champion_..``; ``rows`` and ``frauds`` it was fitted on at last."""
+    champion on the same rows as ``champion_..``; ``rows`` and ``frauds`` it was fitted on at last. ``conformal``: as a
+    manifest has it, of the rows that chose the recipe, not measured on later ones."""
 
     model_text: str
     calibration: Calibration
@@ -78,6 +93,7 @@ class Rebuilt:
     metrics: dict[str, float]
     rows: int
     frauds: int
+    conformal: Mapping[str, Any]
 
 
 #: fits on rows and gives a model text
@@ -118,8 +134,13 @@ def rebuild(rows: LabelledRows, since_ms: int, champion: Champion, kind: Kind, *
             f"{recipe}: average precision {metrics['average_precision']:.3f} on the last {len(validation)} rows, the "
             f"champion has {metrics['champion_average_precision']:.3f}"
         )
+    # of the scores of rows that were not learned from, as the calibration is; what is fitted again on all rows leaves
+    # none by which the thresholds could be carried over to it
+    frauds = int(validation.y.sum())
+    conformal = fit_conformal(raw, validation.y, champion.alpha).to_json()
+    conformal["fold"] = {"fraud": frauds, "legitimate": len(validation) - frauds}
     final = rows.take(use)
-    return Rebuilt(fit(final), calibration, recipe, metrics, len(final), int(final.y.sum()))
+    return Rebuilt(fit(final), calibration, recipe, metrics, len(final), int(final.y.sum()), conformal)
 
 
 def _recipes(

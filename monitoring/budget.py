@@ -160,5 +160,7 @@ def _moments(y: FloatArray, absent: BoolArray) -> tuple[FloatArray, FloatArray]:
     """(m,) mean and standard deviation of the columns of ``y`` (k, m) without NaN; 0 where ``absent``."""
     known = np.where(absent | np.isnan(y).all(0), 0.0, y)
     center: FloatArray = np.nanmean(known, 0)
-    spread: FloatArray = np.nanstd(known, 0, ddof=1) if len(y) > 1 else np.zeros(y.shape[1])
+    spread = np.zeros(y.shape[1])
+    several = np.count_nonzero(~np.isnan(known), 0) > 1  # of one value there is no deviation
+    spread[several] = np.nanstd(known[:, several], 0, ddof=1)
     return center, np.nan_to_num(spread)

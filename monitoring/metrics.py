@@ -126,6 +126,13 @@ METRICS: tuple[Metric, ...] = (
     _gauge("drift_strength", "Strongest watch of the newest period; 1 is the limit", "model", "partition", "half"),
     _gauge("drift_learning", "Whether the usual is still being learned, 1 or 0", "model", "partition", "half"),
     _gauge("performance", "On matured labels of the longest window", "model", "partition", "metric", "period"),
+    _counter("control_steps", "Steps of the control loop since it started"),
+    _counter("control_rows", "Labelled rows that it has read"),
+    _counter("control_alerts", "Alerts that it has decided on"),
+    _counter("control_events", "Events that it has written to model-events"),
+    _gauge("control_frozen", "Whether it may do nothing, 1 or 0"),
+    _gauge("control_case", "Always 1: what it is in the midst of", "action", "status"),
+    _gauge("control_rows_sampled_ratio", "Share of the labelled rows that it keeps"),
     _gauge("psi", "Population stability index of the longest window", "model", "partition", "feature"),
 )  # fmt: skip
 

@@ -22,11 +22,10 @@ import numpy.typing as npt
 from streams.checkpoint import CheckpointError, CheckpointMeta, Expected, SettingsChanged
 from streams.checkpoint_store import CheckpointStore, Series
 from streams.errors import FatalError
-from streams.hugepages import join_pages
 from streams.latency import LatencyDigest
 from streams.log import TP
 from streams.recovery import Assigned
-from streams.snapshot import Child, fork_write
+from streams.snapshot import Child, fork_write, pages_are_joined
 from streams.store import Draft, StoreError
 
 __all__ = ["CheckpointSettings", "Checkpoints", "StateOf", "Stateful", "expected_of", "meta_of"]
@@ -208,14 +207,15 @@ class Checkpoints:
     def step(
         self, tasks: Mapping[TP, Stateful], committed: Callable[[TP], int], busy: Collection[TP] = frozenset()
     ) -> None:
-        """To be called often, between blocks: ends what was written, begins the next checkpoint that is due.
+        """To be called often, between blocks: ends what was written, begins the next checkpoint that is due, once the
+        pages that the last one broke are joined again.
 
         ``committed`` tells the committed offset of a partition: what is behind it may have to be kept for long. Tasks
         of ``busy`` partitions are in the middle of a block: their turn comes another time.
         """
         if self._writing is not None:
             self._end(self._writing, committed)
-        elif (tp := self._due(tasks, busy)) is not None:
+        elif pages_are_joined() and (tp := self._due(tasks, busy)) is not None:
             self._begin(tp, tasks[tp])
 
     def _due(self, tasks: Mapping[TP, Stateful], busy: Collection[TP]) -> TP | None:
@@ -270,7 +270,6 @@ class Checkpoints:
             self.written += 1
             self.took_s = time.monotonic() - writing.began_s
             self.store.prune(writing.series, self.settings.kept, committed)
-            join_pages()
         except StoreError as exc:
             logger.error("checkpoint of %s/%d: %s", *writing.tp, exc)
 

@@ -163,6 +163,9 @@ class Settings:
     list_candidates: int = _setting(100, "recommend: items that are ranked for a list", 1)
     list_category_max: int = _setting(0, "recommend: items of one category in a list at most; 0: no bound", 0)
     exclude_bought: bool = _setting(True, "recommend: leave out what the user has bought, as far as that is remembered")
+    source_weights: bool = _setting(
+        True, "recommend: order lists with the weights of sources that the monitor has found to help"
+    )
     explore: float = _setting(
         0.0, "recommend: share of lists in which one item is drawn from all, chosen by the event's place in the log", 0
     )

@@ -93,6 +93,8 @@ class Controller:
         self._build: Build = apart if build is None else build
         #: what this loop has done since it started
         self.counts: dict[str, int] = dict.fromkeys(("steps", "rows", "alerts", "events"), 0)
+        #: when it was made, and when it last began a turn, by the monotonic clock
+        self.began = self._turned = time.monotonic()
 
     def __enter__(self) -> Self:
         ensure_topics(self._log, topic_infos(CONTROL_TOPICS, self._partitions))
@@ -129,6 +131,11 @@ class Controller:
         """As the log has it."""
         return self._ledger.state
 
+    @property
+    def silent_s(self) -> float:
+        """How long ago the last turn began. From any thread."""
+        return time.monotonic() - self._turned
+
     def stop(self) -> None:
         """Ends `run` soon. From any thread, or a signal's handler."""
         self._stopping.set()
@@ -149,7 +156,7 @@ class Controller:
 
     def _turn(self, timeout_s: float) -> bool:
         """Whether there was a step: as many as what was read allows."""
-        before = self.counts["steps"]
+        before, self._turned = self.counts["steps"], time.monotonic()
         self._do()
         self._feed.poll(timeout_s)
         while not self._stopping.is_set():
@@ -178,6 +185,11 @@ class Controller:
             self.counts["rows"] += len(piece.offsets)
         if pieces is not None:
             self._desk.make_room(clock_ms)
+            # of an open case's rows none is to be known only later
+            finer = self._desk.finer(clock_ms) if self.state.case is None else None
+            if finer is not None:
+                used, self._desk.window = self._desk.window.ends, self._desk.empty_window(finer)
+                self._read_window(used)
             alerts = self._feed.alerts(clock_ms)
         kept = self._desk.window.kept
         inputs = Inputs(self._feed.used(), champion, clock_ms, pieces is not None, kept, alerts, commands)
@@ -207,13 +219,17 @@ class Controller:
             return
         self._desk = opened
         # a partition that was added since the last step is not used at all yet
-        used = [*self.state.labelled, *[0] * (self._widths[LABELLED] - len(self.state.labelled))]
+        self._read_window([*self.state.labelled, *[0] * (self._widths[LABELLED] - len(self.state.labelled))])
+
+    def _read_window(self, used: Sequence[int]) -> None:
+        """Into the desk's window, which is empty, the rows that it keeps of partitions that are used up to there."""
+        window = self._desk.window
         ends = {TP(LABELLED, p): end for p, end in enumerate(used)}
-        starts = dict(zip(ends, opened.window.start_of(used), strict=True))
+        starts = dict(zip(ends, window.start_of(used), strict=True))
         for batch in read_up_to(self._log, ends, starts=starts, from_start=False):
             columns = (batch.offsets, batch.timestamps, batch.keys, batch.values)
-            rows = read_rows(*columns, opened.features, opened.window.kept.level)
-            opened.window.add(batch.tp.partition, rows, ends[batch.tp])
+            rows = read_rows(*columns, self._desk.features, window.kept.level)
+            window.add(batch.tp.partition, rows, ends[batch.tp])
 
     # -- steps 2 and 3 --
 
@@ -267,13 +283,12 @@ class Controller:
                 version = champion.calibration.version + 1
                 calibration = OnlineCalibrator.from_state(case.learned).calibration(version)
                 assert calibration is not None  # a slope that is not positive is not proposed
-                built = Rebuilt(champion.model_text, calibration, "calibration learned online", {}, 0, 0)
+                conformal = champion.manifest.conformal
+                built = Rebuilt(champion.model_text, calibration, "calibration learned online", {}, 0, 0, conformal)
                 training = dict(champion.manifest.training) | {"recipe": built.recipe}
                 # of raw scores and of features, which are those of the champion; its figures are of other probabilities
                 reference = {name: of for name, of in champion.manifest.reference.items() if name != "score"}
-                manifest = self._add(
-                    case, built, training, {}, conformal=champion.manifest.conformal, reference=reference
-                )
+                manifest = self._add(case, built, training, {}, reference=reference)
             label = manifest.label
         reason = f"control {case.id}"
         done = ("rollback" if case.action == ROLLBACK else "promote", reason)
@@ -307,6 +322,7 @@ class Controller:
             calibration=built.calibration,
             training={**training, ADDED: case.id, "since": case.since_ms, "from": case.champion},
             metrics=metrics,
+            conformal=built.conformal,
             categories=champion.categories,
             **kept,
         )

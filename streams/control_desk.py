@@ -9,7 +9,7 @@ from models.errors import ModelError
 from models.evidence import Evidence, paired_evidence
 from models.online import OnlineCalibrator
 from models.package import LoadedModel
-from models.rebuild import DEFAULT_PARAMS, DEFAULT_ROUNDS, Champion, LabelledRows
+from models.rebuild import DEFAULT_ALPHA, DEFAULT_PARAMS, DEFAULT_ROUNDS, Champion, LabelledRows
 from models.registry import Registry
 from streams.control_rows import Window
 from streams.control_settings import ControlSettings
@@ -21,6 +21,8 @@ __all__ = ["WindowDesk"]
 _LOADED_MAX = 3
 #: rows are to be kept so many times as long as labels take to be final: a third of them is final then
 _REACH = 1.5
+#: where they would reach back so many times as long at the next lower level, that is gone back to
+_REACH_AGAIN = 3.0
 _ALWAYS = np.iinfo(np.int64).min
 
 
@@ -44,7 +46,12 @@ class WindowDesk:
         self.labels_ms = labels_ms
         self._loaded: dict[str, LoadedModel] = {}
         self.features = self.model(champion).manifest.features if champion else ()
-        self.window = Window(self.features, settings.rows_max, partitions, kept)
+        self._partitions = partitions
+        self.window = self.empty_window(kept)
+
+    def empty_window(self, kept: Kept) -> Window:
+        """One of the same features without rows."""
+        return Window(self.features, self._settings.rows_max, self._partitions, kept)
 
     def model(self, label: str) -> LoadedModel:
         """The package, verified. ModelError: it cannot be used."""
@@ -72,6 +79,13 @@ class WindowDesk:
         if reach_ms is not None and reach_ms < _REACH * self._mature_ms:
             self.window.thin()
 
+    def finer(self, clock_ms: int) -> Kept | None:
+        """What to keep after a rush: more of the rows of a shorter time, which is long enough again; None: as now."""
+        if self.window.kept.level == 0:
+            return None
+        reach_ms = self.window.finer_reach_ms(clock_ms)
+        return self.window.finer() if reach_ms is not None and reach_ms >= _REACH_AGAIN * self._mature_ms else None
+
     def frauds(self, case: Case, clock_ms: int) -> int:
         return self.window.frauds(self._final(clock_ms, case.since_ms))
 
@@ -97,7 +111,9 @@ class WindowDesk:
             )
         training = model.manifest.training
         params = training.get("params") or DEFAULT_PARAMS
-        return Champion(model.model_text, model.calibration, params, int(training.get("rounds") or DEFAULT_ROUNDS))
+        rounds = int(training.get("rounds") or DEFAULT_ROUNDS)
+        alpha = DEFAULT_ALPHA if model.conformal is None else model.conformal.alpha
+        return Champion(model.model_text, model.calibration, params, rounds, alpha)
 
     def _final(self, clock_ms: int, since_ms: int = int(_ALWAYS)) -> BoolArray:
         return self.window.since(since_ms, clock_ms - self._mature_ms)

@@ -44,7 +44,10 @@ def step(settings: ControlSettings, state: State, inputs: Inputs, desk: Desk) ->
         kept=inputs.kept or state.kept,
     )
     out = Step(now)
-    if now.kept.level != state.kept.level:
+    if now.kept.level < state.kept.level:
+        kept = f"1 in {2**now.kept.level}"
+        out.tell("sampled", None, kept=kept, reason=f"of the rows {kept} is kept again, since fewer come")
+    elif now.kept.level != state.kept.level:
         sampled = _sampled(now)
         if now.case is not None and now.case.status == "collecting":
             out.follow(now.case, f"collecting, {sampled['reason']}", "sampled", **sampled)

@@ -101,9 +101,15 @@ class Window:
         """By partition; one that was added since has all of its rows."""
         return [*self.kept.begin, *[0] * (len(self._ends) - len(self.kept.begin))]
 
-    def start_of(self, ends: Sequence[int]) -> list[int]:
-        """By partition, the lowest offset that is kept when the partitions are used up to ``ends``."""
-        share = self._share << self.kept.level
+    @property
+    def ends(self) -> list[int]:
+        """By partition, up to where it is used."""
+        return list(self._ends)
+
+    def start_of(self, ends: Sequence[int], finer: int = 0) -> list[int]:
+        """By partition, the lowest offset that is kept when the partitions are used up to ``ends``; were rows kept at a
+        level ``finer`` by so much."""
+        share = self._share << (self.kept.level - finer)
         return [max(first, end - share) for first, end in zip(self._begin, ends, strict=True)]
 
     def thin(self) -> None:
@@ -149,6 +155,19 @@ class Window:
         if begin is not None:
             chosen &= offset >= np.array([*begin, *[0] * (len(self._ends) - len(begin))], np.int64)[partition]
         return chosen
+
+    def finer(self) -> Kept:
+        """What would be kept at the next lower level: of half the time, twice as many."""
+        return Kept(self.kept.level - 1, self.start_of(self._ends, finer=1))
+
+    def finer_reach_ms(self, clock_ms: int) -> int | None:
+        """How long before this time the oldest row that would be kept then was labelled, of the partition where that is
+        least; None without rows."""
+        starts = np.array(self.start_of(self._ends, finer=1), np.int64)
+        partition, offset, _, _, known, *_ = self._columns()
+        kept = self._kept() & (offset >= starts[partition])
+        mine = (known[kept & (partition == p)] for p in range(len(starts)))
+        return min((clock_ms - int(times.min()) for times in mine if len(times)), default=None)
 
     def reach_ms(self, clock_ms: int) -> int | None:
         """How long before this time the oldest row that is kept was labelled, of the partition where that is least;

@@ -8,6 +8,7 @@ from typing import cast
 
 from features.declare import FeatureSet
 from features.fraud import DEFAULT, SETS, set_of
+from features.shopping import SCHEMA_HASH
 from models.lineup import CanaryBounds
 from models.package import read_manifest
 from models.predictor import PredictorKind
@@ -96,5 +97,6 @@ def _watch(settings: Settings, slot: ModelSlot) -> ModelWatch:
     features = feature_set(settings)
     bounds = CanaryBounds(settings.canary_error_rate_max, settings.canary_latency_ratio_max)
     registry = _registry(settings)
-    shelf = ModelShelf(registry, features.names, features.schema_hash, settings.reasons_policy(), bounds)
+    policy, others = settings.reasons_policy(), (SCHEMA_HASH,)
+    shelf = ModelShelf(registry, features.names, features.schema_hash, policy, bounds, others=others)
     return ModelWatch(shelf, slot, BY_TERMINAL, settings.models_poll_ms / 1000)

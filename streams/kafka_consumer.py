@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 from confluent_kafka import OFFSET_STORED, Consumer, KafkaError, KafkaException, Message, TopicPartition
@@ -340,12 +341,11 @@ def _group(messages: list[Message]) -> list[RecordBatch]:
     if len(set(partitions)) == 1 and len(set(topics)) == 1:
         groups[topics[0], partitions[0]] = messages
     else:
-        for key, message in zip(zip(topics, partitions, strict=True), messages, strict=True):
-            group = groups.get(key)
-            if group is None:
-                groups[key] = [message]
-            else:
-                group.append(message)
+        begin = 0
+        for key, run in groupby(zip(topics, partitions, strict=True)):  # librdkafka gives them partition by partition
+            end = begin + len(list(run))
+            groups.setdefault(key, []).extend(messages[begin:end])
+            begin = end
     return [_batch(TP(*key), group) for key, group in groups.items()]
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from models.errors import ModelError
 from models.explain_policy import ReasonsPolicy
 from models.lineup import CanaryBounds, CanaryGuard, Lineup
+from models.package import read_manifest
 from models.registry import Registry
 from models.serving import Serving, prepared
 from streams.model_events import LineupRef, ModelRef
@@ -18,6 +19,7 @@ __all__ = ["ModelShelf", "News"]
 
 logger = logging.getLogger("headrace.models")
 
+_OF_ANOTHER = "of another pipeline"
 _CHAMPION_ONLY = "nothing but the champion ranks lists here: promote it, or clear the alias"
 
 
@@ -41,6 +43,8 @@ class ModelShelf:
     bounds: CanaryBounds = field(default_factory=CanaryBounds)
     #: for who goes on without a model where there is none, and has no use for a shadow or canary: these are refused
     champion_only: bool = False
+    #: schema hashes of other pipelines, whose packages may be in the same registry: they are passed over
+    others: Collection[str] = ()
     _servings: dict[ModelRef, Serving] = field(default_factory=dict)
     _lineups: dict[LineupRef, Lineup] = field(default_factory=dict)
     #: what the registry said last, to be followed when it changes; None: it is to be followed in any case
@@ -65,9 +69,9 @@ class ModelShelf:
         return news.refs, self.lineup(news.refs)
 
     def news(self, now: LineupRef) -> News:
-        """What the registry wants, if it has changed since the last call. What cannot be loaded is refused: the
-        champion of ``now`` stays, a shadow or canary is left out. What could not be read is tried again by the next
-        call; ``refused`` says each reason once."""
+        """What the registry wants, if it has changed since the last call. What cannot be loaded is refused, and what is
+        of another pipeline passed over: the champion of ``now`` stays, a shadow or canary is left out. What could not
+        be read is tried again by the next call; ``refused`` says each reason once."""
         try:
             seen = (self.registry.aliases(), self.registry.canary)
         except (ModelError, OSError) as error:
@@ -82,6 +86,11 @@ class ModelShelf:
         found: dict[str, ModelRef | None] = {"champion": now.champion, "shadow": None, "canary": None}
         for alias in found:
             reason = None
+            if alias in aliases and self._of_another(alias):
+                if self._refused.get(alias) != _OF_ANOTHER:
+                    self._refused[alias] = _OF_ANOTHER
+                    logger.info("%s %s is of another pipeline: it is passed over here", alias, aliases[alias])
+                continue
             if self.champion_only and alias != "champion" and alias in aliases:
                 reason = _CHAMPION_ONLY
             elif alias in aliases:
@@ -97,6 +106,13 @@ class ModelShelf:
         with self._lock:
             self._wanted, self._pinned = refs, set()
         return News(refs, None if refs == now else self.lineup(refs), refused)
+
+    def _of_another(self, alias: str) -> bool:
+        """Whether the alias points at a package of another pipeline. What cannot be read is said when it is loaded."""
+        try:
+            return read_manifest(self.registry.resolve(alias)).schema_hash in self.others
+        except (ModelError, OSError):
+            return False
 
     def _tried(self, alias: str) -> tuple[ModelRef | None, str | None]:
         """The package of an alias, loaded, or why not; one that could not be read is tried again soon."""

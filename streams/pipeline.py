@@ -27,7 +27,7 @@ class Pipeline(Protocol):
 
     @property
     def inputs(self) -> Sequence[str]:
-        """The topics that are read, each by one stage."""
+        """The topics that are read, each by one stage, and each after those it is made from."""
 
     def warm(self) -> None:
         """Compiles and loads what the first batch would otherwise wait for."""
@@ -57,15 +57,16 @@ class Pipeline(Protocol):
         batch that is ``replay``. Equal to one after the other; together what they share is done once."""
 
 
-def runs_of(batches: Sequence[RecordBatch], records_max: int) -> list[list[RecordBatch]]:
+def runs_of(batches: Sequence[RecordBatch], records_max: int, inputs: Sequence[str]) -> list[list[RecordBatch]]:
     """The batches in runs: of one topic, of different partitions, of at most so many records unless one alone has more.
 
     What a stage does for a run together costs less than for each of its batches; what it does without giving way
-    stays bounded.
+    stays bounded. Of the topics the last of ``inputs`` comes first: what is about to leave the pipeline need not wait
+    for what has just come in, which is not back from the log before the next poll anyway.
     """
     runs: list[list[RecordBatch]] = []
     open_runs: dict[str, list[RecordBatch]] = {}
-    for batch in batches:
+    for batch in sorted(batches, key=lambda batch: inputs.index(batch.tp.topic), reverse=True):
         run = open_runs.get(batch.tp.topic)
         if run is None or any(other.tp == batch.tp for other in run) or sum(map(len, run)) + len(batch) > records_max:
             run = open_runs[batch.tp.topic] = []

@@ -10,6 +10,7 @@ import orjson
 
 from features.block import Block, FloatArray
 from features.schema import ACTIONS
+from features.shopping import SOURCES
 from streams.encode import RecordTemplate
 
 __all__ = ["RecommendationEncoder", "Served"]
@@ -35,8 +36,8 @@ class Served(NamedTuple):
 
 class RecommendationEncoder:
     """Fields in the contract's order, then ``item_id`` and ``action`` of the event, by which earlier lists are judged,
-    and ``features``: for each name the values of the items, in their order; null where ``feature_names`` is None, so
-    that none are logged.
+    ``weights``, what was added to the scores of each source's items to order them (null: nothing), and ``features``:
+    for each name the values of the items, in their order; null where ``feature_names`` is None, as none are logged.
 
     >>> import numpy as np
     >>> from features.block import Ids
@@ -60,18 +61,24 @@ class RecommendationEncoder:
                 ("rung", "json"),
                 ("item_id", "id"),
                 ("action", "json"),
+                ("weights", "json"),
                 ("features", "json"),
             ]
         )
 
-    def encode(self, block: Block, model: str | None, lists: Sequence[Served]) -> list[bytes]:
-        """One value per row of the block, which has as many lists; ``model`` is "name@version", None without one."""
+    def encode(
+        self, block: Block, model: str | None, lists: Sequence[Served], weights: FloatArray | None = None
+    ) -> list[bytes]:
+        """One value per row of the block, which has as many lists; ``model`` is "name@version", None without one;
+        ``weights`` (sources,) as of `SOURCES`."""
+        by_source = None if weights is None else dict(zip(SOURCES, weights.tolist(), strict=True))
         columns: dict[str, Any] = {
             **block.ids,
             "event_time": block.event_time_ms,
             "items": [_items(served) for served in lists],
             "model": b"null" if model is None else orjson.dumps(model),
             "action": [_ACTIONS[action] for action in block.columns["action"].tolist()],
+            "weights": orjson.dumps(by_source),
             "rung": [b'"%s"' % served.rung.encode() for served in lists],
             "features": b"null" if self.feature_names is None else [self._features(served) for served in lists],
         }

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+from features.fraud import SETS
 from features.shopping import FEATURES, SCHEMA_HASH
 from models.explain_policy import NO_REASONS
 from models.registry import Registry
@@ -26,6 +27,8 @@ from streams.worker_of import worker_of
 __all__ = ["RecommendWorker", "make_pipeline", "make_worker", "shop_settings"]
 
 logger = logging.getLogger("headrace.recommend")
+
+_FRAUD = frozenset(features.schema_hash for features in SETS.values())
 
 
 class RecommendWorker(Worker):
@@ -75,6 +78,7 @@ def make_pipeline(settings: Settings, log: Log, slot: ModelSlot | None = None) -
         slot,
         settings.partitions,
         log_features=settings.log_features,
+        source_weights=settings.source_weights,
         view_wait_s=settings.view_wait_ms / 1000,
     )
 
@@ -97,7 +101,7 @@ def _shelf(settings: Settings) -> ModelShelf | None:
         return None
     if not Path(models).is_dir():
         raise ConfigError(f"--models {models}: no such directory; train a model into it, or leave it out")
-    shelf = ModelShelf(Registry(models), FEATURES, SCHEMA_HASH, NO_REASONS, champion_only=True)
+    shelf = ModelShelf(Registry(models), FEATURES, SCHEMA_HASH, NO_REASONS, champion_only=True, others=_FRAUD)
     if shelf.first()[0].champion is None:
         logger.warning(
             "%s has no champion for lists: they come without a model until there is one; train it with "

@@ -93,6 +93,7 @@ def _write_job(folder: Path, rows: LabelledRows, since_ms: int, champion: Champi
         "calibration": champion.calibration.to_json(),
         "params": champion.params,
         "rounds": champion.rounds,
+        "alpha": champion.alpha,
     }
     (folder / "job.json").write_text(json.dumps(job), "utf-8")
 
@@ -113,7 +114,8 @@ def main() -> int:
     with np.load(folder / "rows.npz", allow_pickle=False) as arrays:
         rows = LabelledRows(tuple(job["features"]), *(arrays[name] for name in _ARRAYS))
     calibration = Calibration.from_json(job["calibration"])
-    champion = Champion((folder / "model.txt").read_text("utf-8"), calibration, job["params"], job["rounds"])
+    text = (folder / "model.txt").read_text("utf-8")
+    champion = Champion(text, calibration, job["params"], job["rounds"], job["alpha"])
     try:
         built = rebuild(rows, job["since_ms"], champion, cast(Kind, job["kind"]))
     except ModelError as error:

@@ -138,8 +138,11 @@ def _message(kind: str, sent: Sent, rows: Rows) -> bytes:
     texts = _WRITE_TEXTS(rows.texts) if rows.texts else b""
     watermark = _NO_WATERMARK if sent.watermark_ms is None else sent.watermark_ms
     fixed = _FIXED.pack(sent.block.next_offset, watermark, len(rows), len(texts))
-    message = b"".join((_head(kind, sent.source, rows.layout), fixed, rows.words.tobytes(), texts))
-    return message + xxhash.xxh3_64_digest(message)
+    parts = (_head(kind, sent.source, rows.layout), fixed, np.ascontiguousarray(rows.words).data, texts)
+    checksum = xxhash.xxh3_64()
+    for part in parts:
+        checksum.update(part)
+    return b"".join((*parts, checksum.digest()))  # copied once: of large messages, copies are most of the cost
 
 
 @lru_cache(maxsize=_HEADS_MAX)

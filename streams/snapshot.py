@@ -6,8 +6,9 @@
         ...  # outcome.error, or checkpoints.publish(draft)
 
 The system copies page tables at the fork, and then each page that the parent writes to while the child lives (some 3 us
-at its first write). The pause is 1 ms per gigabyte on huge pages and 30 on small ones; those that the parent's writes
-broke are therefore joined again when the child has ended, by a thread.
+at its first write). The pause is 1 ms per gigabyte on huge pages and 40 on small ones; those that the parent's writes
+broke are therefore joined again when the child has ended, by a thread, and who can wait forks when it is done
+(`pages_are_joined`).
 
 Of the parent's threads only the one that forks lives on in the child, and locks that the others held stay locked for
 ever. So the child computes, writes one file and ends: it takes no lock, starts no thread, imports nothing, logs
@@ -36,7 +37,7 @@ from streams.errors import HeadraceError
 from streams.hugepages import join_pages
 from streams.store import Draft, write_draft
 
-__all__ = ["Child", "Outcome", "fork_write"]
+__all__ = ["Child", "Outcome", "fork_write", "pages_are_joined"]
 
 _NICE = 10
 #: of 1000: where memory runs out, it shall be the child that goes
@@ -48,6 +49,8 @@ _WAIT_STEP_S = 0.005
 
 #: children that have not ended, by process id
 _writing: set[int] = set()
+#: those that join pages again
+_joining: set[threading.Thread] = set()
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -105,6 +108,12 @@ def fork_write(make_arrays: Callable[[], Arrays], meta: CheckpointMeta, draft: D
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         os.close(pipe)
     return _ForkedWrite(pid, answer, draft, time.perf_counter() - begin)
+
+
+def pages_are_joined() -> bool:
+    """Whether the pages that children broke are whole again, as far as that goes: until then a fork takes longer."""
+    _joining.difference_update([thread for thread in _joining if not thread.is_alive()])
+    return not _joining
 
 
 def _no_process(draft: Draft, exc: OSError) -> CheckpointError:
@@ -207,7 +216,9 @@ class _ForkedWrite:
                 self._draft.path.unlink()
         _writing.discard(self.pid)
         if not _writing:  # else they are still shared with another child, and would be copied
-            threading.Thread(target=join_pages, name="headrace-pages", daemon=True).start()
+            thread = threading.Thread(target=join_pages, name="headrace-pages", daemon=True)
+            thread.start()
+            _joining.add(thread)
 
 
 class _ThreadWrite:

@@ -24,6 +24,7 @@ __all__ = [
     "RECOMMENDATIONS",
     "SHADOW_SCORES",
     "SHED_EVENTS",
+    "SOURCE_WEIGHTS",
     "TRANSACTIONS",
     "all_topics",
     "topic_infos",
@@ -47,6 +48,7 @@ INTERACTIONS = "interactions"
 BY_ITEM = "interactions.by-item"
 RECOMMENDATIONS = "recommendations"
 ITEMS = "items"
+SOURCE_WEIGHTS = "source-weights"
 
 DEFAULT_PARTITIONS = 4
 _DAY_MS = 86_400_000
@@ -76,6 +78,7 @@ _SETTINGS: dict[str, dict[str, str]] = {
     BY_ITEM: _STATE_INPUT,
     RECOMMENDATIONS: _OUTPUT,
     ITEMS: _COMPACTED,
+    SOURCE_WEIGHTS: _COMPACTED,
 }
 
 

@@ -28,7 +28,7 @@ from streams.partitioner import partitions_of
 from streams.pipelines.recommend import RecommendPipeline
 from streams.pipelines.recommend_stages import rows_by_item
 from streams.pipelines.recommend_tasks import ItemTask, UserTask
-from streams.pipelines.recommend_withdrawn import MARK
+from streams.pipelines.recommend_withdrawn import DECISION, NOTE
 from streams.replay import read_up_to
 from streams.shuffle import Sent, pack_for
 from streams.topics import BY_ITEM, INTERACTIONS, ITEMS, RECOMMENDATIONS
@@ -129,7 +129,7 @@ def _items(logs: _Logs) -> StageResult:
     logged: dict[bytes, list[bytes]] = defaultdict(list)
     for batch in read_up_to(logs.log, logs.stops(ITEMS, logs.ends), from_start=False):
         for key, value in zip(batch.keys, batch.values, strict=True):
-            if key is not None and value is not None and not key.startswith(MARK):
+            if key is not None and value is not None and not key.startswith((DECISION, NOTE)):
                 logged[key].append(value)
         logs.progress(len(batch))
     for key in sorted(published.keys() | logged.keys()):

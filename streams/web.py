@@ -27,7 +27,7 @@ from aiohttp import web
 from monitoring.metrics import Sample, exposition
 from streams.errors import ConfigError
 from streams.log import Log
-from streams.web_address import Address, is_loopback
+from streams.web_address import Address, host_of, is_loopback
 from streams.web_alerts import AlertBook
 from streams.web_figures import FLOWS, Collected, Figures, Health, samples
 from streams.web_scores import ScoreFigures
@@ -168,7 +168,7 @@ class WebServer:
     async def _guarded(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
         """Who may ask: by a name of this machine, lest a page elsewhere has its own name mean us (DNS rebinding); and
         for changes, with the token."""
-        if not self._remote and not is_loopback(_host_of(request)):
+        if not self._remote and not is_loopback(host_of(request.host)):
             answer: web.StreamResponse = _refused("ask by 127.0.0.1 or localhost, or run with --web-remote")
         elif request.method not in ("GET", "HEAD") and not self._may_change(request):
             answer = _refused("a changing request needs the header Authorization: Bearer TOKEN, with the web_token")
@@ -365,11 +365,6 @@ def _rates(history: list[dict[str, Any]]) -> dict[str, list[float | None]]:
         for name in ("p50", "p99", "lag"):
             out[name].append(point[name])
     return out
-
-
-def _host_of(request: web.Request) -> str:
-    host = request.host
-    return host.partition("]")[0] if host.startswith("[") else host.partition(":")[0]
 
 
 def _refused(why: str) -> web.Response:

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from streams.errors import ConfigError
 
-__all__ = ["Address", "is_loopback", "peers", "webhook_url"]
+__all__ = ["Address", "host_of", "is_loopback", "peers", "webhook_url"]
 
 _LOOPBACK = "127.0.0.1"
 _FORMS = "HOST:PORT, or :PORT or PORT for 127.0.0.1; port 0 takes any free one"
@@ -22,6 +22,11 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return host.lower() == "localhost"
+
+
+def host_of(header: str) -> str:
+    """The host of a request's header ``Host``, without port."""
+    return header.partition("]")[0] if header.startswith("[") else header.partition(":")[0]
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,8 +82,10 @@ class TappedLists(RecommendationEncoder):
         super().__init__(feature_names)
         self._tap = tap
 
-    def encode(self, block: Block, model: str | None, lists: Sequence[Served]) -> list[bytes]:
-        values = super().encode(block, model, lists)
+    def encode(
+        self, block: Block, model: str | None, lists: Sequence[Served], weights: FloatArray | None = None
+    ) -> list[bytes]:
+        values = super().encode(block, model, lists, weights)
         self._tap.take(block.timestamps, np.full(len(values), np.nan), values)
         return values
 

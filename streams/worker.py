@@ -31,7 +31,7 @@ from streams.outbox import Outbox
 from streams.pipeline import Pipeline, Task, runs_of
 from streams.reader import BlockReader, ReaderSettings
 from streams.recovery import Assigned
-from streams.transport import BlockApp, BlockConsumer, BlockSchema
+from streams.transport import BlockApp, BlockConsumer, NoTables
 
 __all__ = ["Pipeline", "Task", "Worker", "ensure_topics"]
 
@@ -253,10 +253,11 @@ class Worker:
             topic_allow_declare=False,
             stream_recovery_delay=0.0,
             stream_wait_empty=False,
+            TableManager=NoTables,
         )
         app.on_subscribed = self._on_subscribed
         for topic in self._pipeline.inputs:
-            app.agent(app.topic(topic, schema=BlockSchema(), acks=False), name=f"headrace.{topic}")(self._agent)
+            app.feed(topic, f"headrace.{topic}", self._agent)
         return app
 
     async def _agent(self, stream: faust.StreamT[list[RecordBatch]]) -> None:
@@ -438,7 +439,7 @@ class Worker:
             # takes longer than what a run of several partitions would save
             runs = [[batch] for batch in batches]
         else:
-            runs = runs_of(batches, self._settings.batch_records)
+            runs = runs_of(batches, self._settings.batch_records, self._pipeline.inputs)
         self._loop.call_soon_threadsafe(self._consumer.deliver, runs)
 
     def dropped(self, partitions: list[TP]) -> None:

@@ -17,6 +17,8 @@ EXAMPLE = "headrace bench throughput --events 300000 --json"
 _WHAT = {
     "throughput": "events per second on one core, beside a plain Faust app on the same records",
     "latency": "from produce to score consumed, at 100, 1,000 and 10,000 events per second",
+    "swap": "from produce to score consumed while the champion changes every few seconds, beside the time between",
+    "watched": "CPU of the scoring worker with --monitor beside the same one without",
     "peers": "the same job by a loop by hand, by plain Faust, and offline by polars and DuckDB",
     "predictor": "rows per second of each predictor, and of reasons",
     "features": "microseconds per event of the window engine; with --cards N the memory of the card stage instead",
@@ -41,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--events",
         type=int,
         metavar="N",
-        help="throughput, peers: events (default: 300000); recovery: those in the checkpoint (default: 100000)",
+        help="throughput, watched, peers: events (default: 300000); recovery: in the checkpoint (default: 100000)",
     )
     parser.add_argument(
         "--cards", type=int, metavar="N", help="recovery: cards (default: 20000); features: measure their memory"
@@ -58,9 +60,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="throughput, peers: of them through plain Faust and the loop (throughput: 0 = none)",
     )
     parser.add_argument(
-        "--rounds", type=int, default=3, metavar="N", help="throughput: runs of ours, the median counts"
+        "--rounds", type=int, default=3, metavar="N", help="throughput, watched: runs of ours, the median counts"
     )
-    parser.add_argument("--seconds", type=float, default=10.0, metavar="S", help="latency: at each rate (default: 10)")
+    parser.add_argument(
+        "--seconds", type=float, metavar="S", help="latency: at each rate (default: 10); swap: in all (default: 40)"
+    )
     parser.add_argument(
         "--from", dest="source", type=Path, metavar="FILE", help="throughput, peers: transactions of a file"
     )
@@ -73,7 +77,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--minutes", type=float, default=30.0, metavar="N", help="soak: how long (default: 30)")
     parser.add_argument(
-        "--rate", type=float, metavar="N", help="soak: events per second (default: half of what is measured first)"
+        "--rate",
+        type=float,
+        metavar="N",
+        help="events per second; soak (default: half of what is measured first), swap (default: 1000)",
     )
     parser.add_argument(
         "--reasons", default="above:0.5", metavar="POLICY", help="throughput: of the worker (default: above:0.5)"
@@ -148,7 +155,30 @@ def _peers_table(figures: dict[str, Any]) -> list[str]:
 
 def _latency(args: argparse.Namespace) -> dict[str, Any]:
     measure: Callable[..., dict[str, Any]] = _module("latency").run
-    return measure(seconds=args.seconds, delivery=args.delivery, notify=_notify)
+    return measure(seconds=10.0 if args.seconds is None else args.seconds, delivery=args.delivery, notify=_notify)
+
+
+def _swap(args: argparse.Namespace) -> dict[str, Any]:
+    measure: Callable[..., dict[str, Any]] = _module("swap").run
+    seconds = 40.0 if args.seconds is None else args.seconds
+    return measure(1_000 if args.rate is None else int(args.rate), seconds, notify=_notify)
+
+
+def _swap_table(figures: dict[str, Any]) -> list[str]:
+    text = "{name:<8} {count:7,} rows   p50 {latency_ms_p50:7.1f} ms   p99 {latency_ms_p99:7.1f} ms"
+    lines = [text.format(name=name, **figures[name]) for name in ("between", "during")]
+    return [*lines, f"p99 during {figures['swaps']} swaps: {figures['ratio_p99']} times that between them"]
+
+
+def _watched(args: argparse.Namespace) -> dict[str, Any]:
+    measure: Callable[..., dict[str, Any]] = _module("watched").run
+    return measure(_workload(args), rounds=args.rounds, notify=_notify)
+
+
+def _watched_table(figures: dict[str, Any]) -> list[str]:
+    pairs = ", ".join(f"{cost:+.1%}" for cost in figures["costs"])
+    text = "{features} features: {us_without} us of CPU per event without, {us_with} with --monitor"
+    return [text.format(**figures), f"cost {figures['cost']:+.1%}, the median of {pairs}"]
 
 
 def _predictor(args: argparse.Namespace) -> dict[str, Any]:
@@ -338,6 +368,8 @@ def _recommend_table(figures: dict[str, Any]) -> list[str]:
 _MEASURES = {
     "throughput": _throughput,
     "latency": _latency,
+    "swap": _swap,
+    "watched": _watched,
     "peers": _peers,
     "predictor": _predictor,
     "features": _features,
@@ -351,6 +383,8 @@ _MEASURES = {
 _TABLES = {
     "throughput": _throughput_table,
     "latency": _latency_table,
+    "swap": _swap_table,
+    "watched": _watched_table,
     "peers": _peers_table,
     "predictor": _predictor_table,
     "features": _features_table,

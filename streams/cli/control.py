@@ -38,6 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             action.add_argument("--models", metavar="DIR", help="registry of model packages, which is changed")
             action.add_argument("--approval", choices=["auto", "human"], help="human: a person approves promotions")
             action.add_argument("--once", action="store_true", help="do what is to be done now, and end")
+            action.add_argument(
+                "--web",
+                metavar="HOST:PORT",
+                help="/metrics and /healthz; :PORT and PORT are on 127.0.0.1, port 0 is any free one (default: none)",
+            )
+            action.add_argument("--web-remote", action="store_true", help="let --web listen where others reach it")
             action.add_argument("--partitions", type=int, metavar="N", help="of topics that are missing (default: 4)")
         elif name in ("approve", "reject"):
             action.add_argument("case", metavar="ID", help="as `headrace control status` shows it, or its beginning")
@@ -65,7 +71,9 @@ def _run(args: argparse.Namespace) -> int:
     from streams.cli.registry import open_registry
     from streams.config import load_settings
     from streams.control import Controller
+    from streams.control_web import served
     from streams.retrain import Stopped
+    from streams.web_address import Address
 
     overrides = {"bootstrap": args.bootstrap, "models": args.models, "partitions": args.partitions}
     settings = load_settings(args.config, overrides=overrides)
@@ -84,7 +92,11 @@ def _run(args: argparse.Namespace) -> int:
         lateness_ms=watch.lateness_ms,
         partitions=settings.partitions,
     )
-    with loop, _stopped_by_signals(loop.stop):
+    address = Address.parse(args.web or "")
+    web = contextlib.nullcontext("") if address is None else served(loop, address, remote=args.web_remote)
+    with loop, web as url, _stopped_by_signals(loop.stop):
+        if url:
+            print(f"metrics at {url}", file=sys.stderr, flush=True)
         print("ready", flush=True)
         try:
             (loop.run_to_end if args.once else loop.run)()

@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     from streams.config import load_settings
     from streams.errors import ConfigError, FatalError
     from streams.log import DeliveryFailed
-    from streams.pipelines.recommend_withdrawn import marks
+    from streams.pipelines.recommend_withdrawn import decisions
     from streams.topics import ITEMS, topic_infos
     from streams.worker import ensure_topics
 
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     keys = [item.encode("utf-8", "surrogatepass") for item in dict.fromkeys(args.item)]
     producer = log.producer()
     try:
-        for batch in marks(keys, partitions, withdrawn=args.action == "withdraw"):
+        for batch in decisions(keys, partitions, withdrawn=args.action == "withdraw"):
             producer.send(batch)
         left = producer.flush(_SEND_S)
     except DeliveryFailed as exc:

@@ -161,10 +161,10 @@ def read_inputs(args: argparse.Namespace, features: FeatureSet, *, keep_extra: b
     return Inputs(events, labels, stages, len(bad_events), len(bad_labels))
 
 
-def report_invalid(path: Path | str, valid: int, bad: list[Dead]) -> None:
-    """Says on stderr how many rows are invalid and why the first one is."""
+def report_invalid(path: Path | str, valid: int, bad: Sequence[Dead], where: str = "") -> None:
+    """Says on stderr how many rows are invalid and why the first one is; ``where`` that is, where not its index."""
     if bad:
-        first = f"row {bad[0].index}: {bad[0].reason}"
+        first = f"{where or f'row {bad[0].index}'}: {bad[0].reason}"
         print(f"{path}: {len(bad):,} of {valid + len(bad):,} rows are invalid and left out; {first}", file=sys.stderr)
 
 

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         type=Path,
         metavar="FILE",
-        help=".parquet: transaction_id, score, raw; .jsonl: the records of fraud-scores",
+        help=".parquet: transaction_id, score, raw, and the conformal set; .jsonl: the records of fraud-scores",
     )
     add_predictor(parser)
     add_reasons(parser)
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         if as_json_lines:
             _write_jsonl(path, inputs, made, slot, settings.log_sets)
         else:
-            _write_parquet(path, inputs, made, slot)
+            _write_parquet(path, inputs, made, slot, settings.log_sets)
     seconds = time.perf_counter() - started
     counts = inputs.counts(made)
     rate = len(inputs.events) / seconds
@@ -81,11 +81,13 @@ def run(args: argparse.Namespace) -> int:
     return EXIT_OK
 
 
-def _write_parquet(path: Path, inputs: Inputs, made: OfflineFeatures, slot: ModelSlot) -> None:
+def _write_parquet(path: Path, inputs: Inputs, made: OfflineFeatures, slot: ModelSlot, with_sets: bool) -> None:
+    """``set``: the labels that a score leaves possible, as in the records; left out where the model cannot say."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from models.conformal import SET_LABELS
     from streams.cli.features import id_array
 
     n = len(made.row)
@@ -96,7 +98,11 @@ def _write_parquet(path: Path, inputs: Inputs, made: OfflineFeatures, slot: Mode
 
     _in_parts(n, put)
     ids = id_array(inputs.events.ids["transaction_id"].take(made.row))
-    pq.write_table(pa.table({"transaction_id": ids, "score": score, "raw": raw}), path)
+    columns = {"transaction_id": ids, "score": score, "raw": raw}
+    sets = slot.serving.sets(raw) if with_sets else None
+    if sets is not None:
+        columns["set"] = pa.array([list(labels) for labels in SET_LABELS], pa.list_(pa.string())).take(pa.array(sets))
+    pq.write_table(pa.table(columns), path)
 
 
 def _write_jsonl(path: Path, inputs: Inputs, made: OfflineFeatures, slot: ModelSlot, with_sets: bool) -> None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from features.declare import FeatureSet
     from features.schema import EventSchema
     from streams.codec import Dead
-    from streams.log import Log
+    from streams.log import TP, Log
 
 __all__ = ["topic_inputs"]
 
@@ -22,7 +22,7 @@ def topic_inputs(args: argparse.Namespace, features: FeatureSet, end_ms: int) ->
     """The transactions before ``end_ms`` (event time), and all labels, that are in the topics of ``--bootstrap`` now.
 
     Earlier transactions than those to train on are what their windows look back on. Says on stderr how many records
-    are invalid. HeadraceError: no transaction is valid.
+    are invalid, and where and why the first one is. HeadraceError: no transaction is valid.
     """
     from features.schema import TRANSACTION_LABELS, TRANSACTIONS
     from streams.cli.broker_wait import await_broker
@@ -33,13 +33,12 @@ def topic_inputs(args: argparse.Namespace, features: FeatureSet, end_ms: int) ->
 
     settings = load_settings(args.config, overrides={"bootstrap": args.bootstrap})
     log = await_broker(settings)
-    bad_events: list[Dead] = []
-    bad_labels: list[Dead] = []
     with progress("records", None) as advance:
-        events = _read(log, TRANSACTIONS, bad_events, advance)
-        labels = _read(log, TRANSACTION_LABELS, bad_labels, advance)
-    report_invalid(TRANSACTIONS.topic, len(events), bad_events)
-    report_invalid(TRANSACTION_LABELS.topic, len(labels), bad_labels)
+        events, bad_events = _read(log, TRANSACTIONS, advance)
+        labels, bad_labels = _read(log, TRANSACTION_LABELS, advance)
+    for schema, valid, bad in ((TRANSACTIONS, events, bad_events), (TRANSACTION_LABELS, labels, bad_labels)):
+        where = "{0.topic}/{0.partition}/{1}".format(*bad[0]) if bad else ""
+        report_invalid(schema.topic, len(valid), [dead for _, _, dead in bad], where)
     events = events.take(events.event_time_ms < end_ms)
     if len(events) == 0:
         raise HeadraceError(
@@ -50,29 +49,30 @@ def topic_inputs(args: argparse.Namespace, features: FeatureSet, end_ms: int) ->
     return Inputs(events, labels, stages, len(bad_events), len(bad_labels))
 
 
-def _read(log: Log, schema: EventSchema, bad: list[Dead], progress: Callable[[int], None]) -> Block:
-    """The valid records of the topic, partition by partition; those of ``bad`` are counted in the order of reading."""
+def _read(log: Log, schema: EventSchema, progress: Callable[[int], None]) -> tuple[Block, list[tuple[TP, int, Dead]]]:
+    """The valid records of the topic, partition by partition, and the others with their partition and offset."""
     import numpy as np
 
     from features.block import Block
-    from streams.codec import Dead, Decoder
+    from streams.codec import Decoder
     from streams.dead_letters import log_ends
     from streams.log import TP, RecordBatch
     from streams.replay import read_up_to
 
-    decoder, read = Decoder(schema), 0
+    decoder = Decoder(schema)
+    bad: list[tuple[TP, int, Dead]] = []
     nothing = decoder.decode(RecordBatch(TP(schema.topic, 0), [], [], [], [], lambda i: [], 0))[0]
     parts: list[Block] = []
     for batch in read_up_to(log, log_ends(log, schema.topic), from_start=False):
         block, dead = decoder.decode(batch)
         block.extra = None
-        bad += [Dead(read + one.index, one.reason) for one in dead]
-        read += len(batch)
+        bad += [(batch.tp, batch.offsets[one.index], one) for one in dead]
         parts += [block] if len(block) else []
         progress(len(batch))
     # in canonical order, however the partitions took turns
+    bad.sort(key=lambda one: one[:2])
     whole = Block.concat(sorted(parts, key=lambda part: part.partition) or [nothing])
     whole.offsets = np.arange(len(whole), dtype=np.int64)
     # as of a file: when a record was sent does not matter
     whole.timestamps = whole.columns[schema.time].astype(np.int64, copy=False)
-    return whole
+    return whole, bad

@@ -1,9 +1,10 @@
-"""The monitor's task for lists: joins what was recommended with what users did next, watches both, and learns what a
-weight of each source would have been worth."""
+"""The monitor's task for lists: joins what was recommended with what users did next, watches both, and learns by what
+weight of each source lists would have been better, which is written to `source-weights`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -12,7 +13,7 @@ import numpy.typing as npt
 
 from features.arrays import Arrays, check_like, of_texts, prefixed, texts_of, under
 from features.block import IntArray
-from models.online_weights import CONFIDENCE, SourceWeights
+from models.online_weights import SourceWeights
 from monitoring.list_counts import LIST_SOURCES
 from monitoring.list_join import LIST_MAX, Outcomes
 from monitoring.lists import ListMonitor, ListSettings
@@ -21,6 +22,7 @@ from streams.list_records import ListRuns, read_lists
 from streams.log import TP, OutBatch, RecordBatch, TopicInfo
 from streams.pipelines.monitor_watch import alert_records
 from streams.shuffle import Source, SourcePositions
+from streams.source_weights import weights_record
 from streams.stage import Meters, dead_letters, fresh_part
 from streams.topics import INTERACTIONS
 
@@ -40,7 +42,8 @@ class _Pipeline(Protocol):
 
 
 class ListTask:
-    """recommendations -> monitor.findings. A list's record says what its user has just done: one log says all."""
+    """recommendations -> monitor.findings, source-weights. A list's record says what its user has just done: one log
+    says all."""
 
     def __init__(self, pipeline: _Pipeline, settings: ListSettings, tp: TP) -> None:
         self.pipeline, self.settings, self.tp = pipeline, settings, tp
@@ -86,11 +89,12 @@ class ListTask:
         meters = self.pipeline.meters
         batch = fresh_part(batch, self.next_offset)
         outputs: list[OutBatch] = []
+        changed: list[OutBatch] = []
         with meters.part("lists", batch.nbytes):
             read, dead = read_lists(batch)
             rows = self._fresh(read)
             for run in read.runs(rows):
-                for model, alert in self.lists.observe(run.shown, run.model, run.pairs, self._learn):
+                for model, alert in self.lists.observe(run.shown, run.model, run.pairs, partial(self._learn, changed)):
                     outputs.append(alert_records(model, self.tp, [alert]))
         self.next_offset = batch.next_offset
         if batch.replay:
@@ -98,12 +102,15 @@ class ListTask:
             return []
         self._count(len(rows), len(read) - len(rows), dead)
         meters.counts["findings"] += len(outputs)
+        meters.counts["weights"] += len(changed)
+        outputs += changed
         if dead:
             outputs.append(dead_letters(batch, dead, "lists"))
         return outputs
 
-    def _learn(self, outcomes: Outcomes, models: Sequence[str]) -> None:
-        """From lists that were followed by a hit: what each source's items should have been lifted by."""
+    def _learn(self, changed: list[OutBatch], outcomes: Outcomes, models: Sequence[str]) -> None:
+        """From lists that were followed by a hit: what each source's items should have been lifted by. Goes to
+        ``changed``: what lists are to be ordered with from now on."""
         hits = np.flatnonzero(outcomes.place >= 0)
         # in runs of one model, so that how lists are cut into batches does not say which one is unused for longest
         for at in np.split(hits, np.flatnonzero(np.diff(outcomes.model[hits])) + 1) if len(hits) else ():
@@ -114,25 +121,20 @@ class ListTask:
                 del self.weights[next(iter(self.weights))]
             there = np.arange(LIST_MAX) < outcomes.length[at][:, None]
             clicked = np.arange(LIST_MAX) == outcomes.place[at][:, None]
-            weights.update(
+            for i, served in weights.update(
                 np.append(0, np.cumsum(outcomes.length[at])),
                 outcomes.scores[at][there],
                 outcomes.sources[at][there].astype(np.int64),
                 clicked[there],
-            )
+            ):
+                changed.append(weights_record(model, self.tp, int(outcomes.time_ms[at[i]]), served, weights))
 
     def figures(self) -> dict[str, Any]:
-        """By model, see `ListMonitor.figures`; and of the ``weights`` of sources what they are, how many lists taught
-        them, what was gained in reciprocal rank, and whether that is ``better`` beyond chance."""
+        """By model, see `ListMonitor.figures`; and the ``weights`` of sources, see `SourceWeights.figures`."""
         out = self.lists.figures()
         for model, weights in self.weights.items():
             if model in out:
-                out[model]["weights"] = {
-                    "weights": {s: round(w, 4) for s, w in zip(weights.sources, weights.weights.tolist(), strict=True)},
-                    "lists": weights.lists,
-                    "gate": weights.gate.figures(CONFIDENCE),
-                    "better": weights.chosen() is not None,
-                }
+                out[model]["weights"] = weights.figures()
         return out
 
     def _count(self, lists: int, again: int, dead: Sequence[Dead]) -> None:

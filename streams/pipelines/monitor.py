@@ -4,6 +4,7 @@ recommended, joined with what users did next.
 fraud.by-transaction ──► join ──► labelled
                           └─────┐
 recommendations ──► lists ──────┴──► monitor.findings ──► incidents ──► alerts
+                      └──► source-weights
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from streams.topics import (
     LABELLED,
     LABELS,
     RECOMMENDATIONS,
+    SOURCE_WEIGHTS,
     topic_infos,
 )
 from streams.worker import Task
@@ -50,7 +52,7 @@ __all__ = ["MonitorPipeline"]
 #: version of what `state` of the tasks gives, and of what `process` makes of a log: to be raised when either changes
 _STATE_FORMAT = 3
 #: the same of the tasks of lists
-_LISTS_FORMAT = 1
+_LISTS_FORMAT = 2
 #: and of incidents
 _INCIDENTS_FORMAT = 2
 
@@ -59,7 +61,7 @@ _STAGES = {BY_TRANSACTION: "join", RECOMMENDATIONS: "lists", FINDINGS: "incident
 
 _TOPICS = (
     LABELS, BY_TERMINAL, BY_TRANSACTION, LABELLED, FINDINGS, ALERTS, DEAD_LETTERS, INTERACTIONS,
-    RECOMMENDATIONS,
+    RECOMMENDATIONS, SOURCE_WEIGHTS,
 )  # fmt: skip
 
 

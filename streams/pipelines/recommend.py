@@ -3,7 +3,7 @@
 interactions ──► user ──► interactions.by-item ──► item ──► items (compacted)
                   │                                           │ read by every worker
                   └──────────► candidates ─► rank ◄───────────┘
-                                    └──► recommendations
+                                    └──► recommendations ──► monitor ──► source-weights (read by every worker)
 """
 
 from __future__ import annotations
@@ -27,10 +27,19 @@ from streams.pipelines.recommend_lists import ListRules
 from streams.pipelines.recommend_serving import Serving
 from streams.pipelines.recommend_stages import ItemStage, ShopSettings, UserStage
 from streams.pipelines.recommend_tasks import ItemTask, UserTask
-from streams.pipelines.recommend_withdrawn import marks
+from streams.pipelines.recommend_withdrawn import notes
 from streams.shuffle import Source
 from streams.stage import Meters
-from streams.topics import BY_ITEM, DEAD_LETTERS, INTERACTIONS, ITEMS, MODEL_EVENTS, RECOMMENDATIONS, topic_infos
+from streams.topics import (
+    BY_ITEM,
+    DEAD_LETTERS,
+    INTERACTIONS,
+    ITEMS,
+    MODEL_EVENTS,
+    RECOMMENDATIONS,
+    SOURCE_WEIGHTS,
+    topic_infos,
+)
 from streams.worker import Task
 
 __all__ = ["RecommendPipeline"]
@@ -39,12 +48,13 @@ __all__ = ["RecommendPipeline"]
 _STATE_FORMAT = 3
 
 _STAGES = {INTERACTIONS: "user", BY_ITEM: "item"}
-_TOPICS = (INTERACTIONS, BY_ITEM, ITEMS, RECOMMENDATIONS, DEAD_LETTERS, MODEL_EVENTS)
+_TOPICS = (INTERACTIONS, BY_ITEM, ITEMS, SOURCE_WEIGHTS, RECOMMENDATIONS, DEAD_LETTERS, MODEL_EVENTS)
 
 
 @dataclass(slots=True)
 class RecommendPipeline:
-    """Two stages and the view of all items; ``log`` is where the items are read, from `bind` to `close`."""
+    """Two stages and the view of all items; ``log`` is where the items, and the weights of sources if they are used,
+    are read, from `bind` to `close`."""
 
     log: Log
     settings: ShopSettings
@@ -52,6 +62,7 @@ class RecommendPipeline:
     slot: ModelSlot
     partitions: int = 4
     log_features: bool = True
+    source_weights: bool = True
     #: how long a worker that starts waits for the items that are there, once
     view_wait_s: float = 10.0
     meters: Meters = field(default_factory=Meters)
@@ -59,12 +70,14 @@ class RecommendPipeline:
     interactions: Decoder = field(init=False)
     serving: Serving = field(init=False)
     feed: TopicFeed = field(init=False)
+    weights_feed: TopicFeed = field(init=False)
     _waited: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         self.interactions = Decoder(schema.INTERACTIONS)
         self.feed = TopicFeed(self.log, ITEMS)
-        self.serving = Serving(self.rules, self.feed.take, self.meters, self.log_features)
+        self.weights_feed = TopicFeed(self.log, SOURCE_WEIGHTS)
+        self.serving = Serving(self.rules, self._take, self.meters, self.log_features)
 
     @property
     def topics(self) -> Sequence[TopicInfo]:
@@ -75,13 +88,16 @@ class RecommendPipeline:
         return (INTERACTIONS, BY_ITEM)
 
     def bind(self, topics: Mapping[str, TopicInfo]) -> None:
-        """Begins to read the items, too."""
+        """Begins to read the items and the weights, too."""
         self.infos = topics
         self.feed.start()
+        if self.source_weights:
+            self.weights_feed.start()
 
     def close(self) -> None:
-        """Ends reading the items."""
+        """Ends reading them."""
         self.feed.close()
+        self.weights_feed.close()
 
     def is_stateful(self, topic: str) -> bool:
         return True
@@ -98,9 +114,15 @@ class RecommendPipeline:
         if tp.topic == BY_ITEM:
             return ItemTask(self, tp)
         if not self._waited:
-            self.serving.catch_up(lambda: self.feed.caught_up, self.view_wait_s)
+            self.serving.catch_up(self._caught_up, self.view_wait_s)
             self._waited = True
         return UserTask(self, tp)
+
+    def _take(self) -> list[RecordBatch]:
+        return [*self.feed.take(), *self.weights_feed.take()]
+
+    def _caught_up(self) -> bool:
+        return self.feed.caught_up and (self.weights_feed.caught_up or not self.source_weights)
 
     def fingerprint(self, topic: str) -> str:
         """(64 hex digits) What the saved state of a task on this topic means besides its log, as in the fraud pipeline:
@@ -131,7 +153,7 @@ class RecommendPipeline:
         self.serving.refresh()
         if not self.feed.caught_up:  # what comes later may say that it was told, or taken back
             return []
-        return marks(self.serving.unmarked(), self.infos[ITEMS].partitions)
+        return notes(self.serving.unnoted(), self.infos[ITEMS].partitions)
 
     def process(self, parts: Sequence[tuple[Any, RecordBatch]]) -> list[OutBatch]:
         outputs: list[OutBatch] = type(parts[0][0]).process_run(self, parts)

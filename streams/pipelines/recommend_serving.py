@@ -9,7 +9,8 @@ The ladder, named in each record's ``rung``; a list is never empty, as its own e
     popular     nothing of that, what many looked at within a week
     repeats     no item is known here at all, as in a worker that could not read them yet: what the user saw before
 
-A list that comes out short is filled from the rungs below.
+A list that comes out short is filled from the rungs below. Where the monitor has found that it helps, a weight of each
+candidate's source is added to its score before lists are ordered: the record's ``weights``.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ from streams.pipelines.recommend_lists import ListRules, choose, drawn, explores
 from streams.pipelines.recommend_stages import UserRows, said_times
 from streams.pipelines.recommend_withdrawn import Withdrawn
 from streams.recommend_encode import RecommendationEncoder, Served
+from streams.source_weights import ServedWeights
 from streams.stage import Meters
-from streams.topics import RECOMMENDATIONS
+from streams.topics import RECOMMENDATIONS, SOURCE_WEIGHTS
 
 __all__ = ["Serving", "Trends"]
 
@@ -81,7 +83,8 @@ class Trends:
 
 
 class Serving:
-    """Lists for events, from the users' contexts and the view of the items, which ``take`` brings up to date."""
+    """Lists for events, from the users' contexts and the view of the items and the weights of sources, which ``take``
+    brings up to date."""
 
     def __init__(
         self,
@@ -95,6 +98,7 @@ class Serving:
         self._lock = threading.Lock()
         self._view = ItemView()
         self._withdrawn = Withdrawn()
+        self._weights = ServedWeights()
         self._log_features = log_features
         self.encoder = RecommendationEncoder(FEATURES if log_features else None)
         self._trends = Trends(self._view)
@@ -121,12 +125,16 @@ class Serving:
         return bool(batches)
 
     def apply(self, batches: Sequence[RecordBatch]) -> None:
-        """As `refresh`, of these records of items."""
+        """As `refresh`, of these records of items and weights."""
         with self._lock:
             self._apply(batches)
 
     def _apply(self, batches: Sequence[RecordBatch]) -> None:
         """What cannot be read is counted, and the others are none the worse."""
+        weights = [batch for batch in batches if batch.tp.topic == SOURCE_WEIGHTS]
+        if weights:
+            self._meters.counts["weights_unreadable"] += self._weights.take(weights)
+            batches = [batch for batch in batches if batch.tp.topic != SOURCE_WEIGHTS]
         newest, gone = self._withdrawn.take(batches)
         if gone:
             self._view.withdraw(_ids(gone))
@@ -141,10 +149,10 @@ class Serving:
                 except StateError:
                     self._meters.counts["items_unreadable"] += 1
 
-    def unmarked(self) -> list[bytes]:
-        """See `Withdrawn.unmarked`."""
+    def unnoted(self) -> dict[bytes, int]:
+        """See `Withdrawn.unnoted`."""
         with self._lock:
-            return self._withdrawn.unmarked()
+            return self._withdrawn.unnoted()
 
     def recommend(self, made: Sequence[UserRows], model: Model, nbytes: int) -> list[OutBatch]:
         """A record for each row, ranked by ``model``."""
@@ -157,6 +165,7 @@ class Serving:
         self._trends.look(int(said_times(rows.block.part(0, 1))[0]))
         pool = self._view.published() if self._rules.explore else np.empty(0, np.int64)
         lists: list[Served] = []
+        weights = self._weights.of(model.label)
         for start in range(0, len(rows.block), _ROWS_TOGETHER):
             some = np.arange(start, min(start + _ROWS_TOGETHER, len(rows.block)))
             with self._meters.part("candidates", nbytes):
@@ -164,13 +173,21 @@ class Serving:
             with self._meters.part("rank", nbytes):
                 scores = _scores(model, found)
             with self._meters.part("lists", nbytes):
-                lists += self._lists(rows, some, found, scores, model, pool)
-        return self._records(rows, lists, model, nbytes)
+                ordered = scores if weights is None else scores + weights[found.source]
+                lists += self._lists(rows, some, found, scores, ordered, model, pool)
+        return self._records(rows, lists, model, weights, nbytes)
 
     def _lists(
-        self, made: UserRows, rows: IntArray, found: Candidates, scores: FloatArray, model: Model, pool: IntArray
+        self,
+        made: UserRows,
+        rows: IntArray,
+        found: Candidates,
+        scores: FloatArray,
+        ordered: FloatArray,
+        model: Model,
+        pool: IntArray,
     ) -> list[Served]:
-        """The lists of these rows; what is explored is drawn from ``pool``."""
+        """The lists of these rows by falling ``ordered`` (m,); what is explored is drawn from ``pool``."""
         rules, view = self._rules, self._view
         popular = view.popular(2 * rules.length)
         partition, offsets = made.block.partition, made.block.offsets[rows].tolist()
@@ -181,7 +198,7 @@ class Serving:
             bought = self._bought(made.contexts, row)
             blocked = np.isin(numbers, bought) if len(bought) else np.zeros(len(numbers), np.bool_)
             categories = view.categories(numbers) if rules.category_max else numbers
-            at = choose(np.argsort(-scores[part], kind="stable"), rules, blocked, categories)
+            at = choose(np.argsort(-ordered[part], kind="stable"), rules, blocked, categories)
             shown = numbers[at]
             more = np.empty(0, np.int64)
             if len(at) < rules.length:
@@ -253,10 +270,12 @@ class Serving:
                 features[place] = np.nan
         return Served(rung, items, of, sources, one.propensities, features)
 
-    def _records(self, made: UserRows, lists: Sequence[Served], model: Model, nbytes: int) -> OutBatch:
+    def _records(
+        self, made: UserRows, lists: Sequence[Served], model: Model, weights: FloatArray | None, nbytes: int
+    ) -> OutBatch:
         block, counts = made.block, self._meters.counts
         with self._meters.part("encode", nbytes):
-            values = self.encoder.encode(block, model.label, lists)
+            values = self.encoder.encode(block, model.label, lists, weights)
             users = block.ids["user_id"]
             keys = decimal_keys(users.ints) if users.ints is not None else users.texts()
             sources = source_headers(block.topic, np.full(len(block), block.partition, np.int64), block.offsets)

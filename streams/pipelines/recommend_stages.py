@@ -48,11 +48,11 @@ class UserRows:
     duplicates: int
 
 
-def _check_room(whose: str, state: UserState | ItemState, settings: ShopSettings) -> None:
+def _check_room(key: str, whose: str, state: UserState | ItemState, settings: ShopSettings) -> None:
     """BoundError: the state has grown beyond the bound."""
     if settings.state_bytes_max is not None and state.nbytes > settings.state_bytes_max:
         raise BoundError(
-            f"{len(state)} {whose} of one partition are held in {state.nbytes} bytes, more than the "
+            f"{key}: {len(state)} {whose} of one partition are held in {state.nbytes} bytes, more than the "
             f"{settings.state_bytes_max} allowed; raise the bound, or make topics with more partitions "
             "and read them with a new --group",
             0,
@@ -75,7 +75,7 @@ class UserStage:
 
     def process(self, block: Block) -> UserRows:
         """Drops repeated events; the others become part of the state. BoundError: see `ShopSettings`."""
-        _check_room("users", self._users, self._settings)
+        _check_room("user_id", "users", self._users, self._settings)
         repeated = self._seen.process(block.ids["event_id"].keys(), block.event_time_ms)
         duplicates = int(np.count_nonzero(repeated))
         rows = block.take(~repeated) if duplicates else block
@@ -166,7 +166,7 @@ class ItemStage:
 
     def process(self, block: Block) -> Iterator[ItemRecords]:
         """Takes the rows; yields what is to be published meanwhile. To be exhausted. BoundError: see `ShopSettings`."""
-        _check_room("items", self._items, self._settings)
+        _check_room("item_id", "items", self._items, self._settings)
         publish_ms = self._settings.publish_ms
         times = said_times(block)
         if not len(times):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 
 from benchmarks import soak
 from benchmarks.soak import slope
 from benchmarks.soak_rows import Expected, Tally
+from benchmarks.workload import train
 from features.block import IntArray
 from streams.cli import bench
 from streams.simulator import World
@@ -60,7 +63,8 @@ def test_a_slope_and_its_error() -> None:
 
 @pytest.mark.kafka
 @pytest.mark.timeout(300)
-def test_soak() -> None:
+def test_soak(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(soak, "train", partial(train, rows=20_000, trees=20))
     figures = soak.run(0.1, rate=300, rebalance_s=1.0, partitions=2)
     assert figures["ok"], figures
     assert figures["rows"] > 1_000 and figures["joins"] >= 2 and figures["kills"] >= 1

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from features.plan import StateError
-from models.online_weights import SourceWeights
+from models.online_weights import WEIGHT_MAX, SourceWeights
 from tests.features.streams_of_rows import same_arrays
 
 SOURCES = ("near", "far")
@@ -23,37 +23,42 @@ def lists_of(n: int, lift: float, seed: int = 1) -> tuple[np.ndarray, np.ndarray
     return np.arange(0, 10 * n + 1, 10), scores.ravel(), source.ravel(), clicked.ravel()
 
 
-def test_an_underrated_source_is_lifted_and_the_weights_are_chosen() -> None:
+def test_an_underrated_source_is_lifted_and_once_it_is_as_good_as_the_others_again_no_more() -> None:
     weights = SourceWeights(SOURCES)
-    weights.update(*lists_of(4_000, 1.5))
-    chosen = weights.chosen()
-    assert chosen is not None and chosen[1] - chosen[0] == pytest.approx(1.5, abs=0.4)
+    changes = weights.update(*lists_of(4_000, 1.5))
+    assert changes and np.array_equal(changes[-1][1], weights.served)
+    assert weights.served[1] - weights.served[0] == pytest.approx(1.5, abs=0.4)
     assert weights.lists == 4_000 - len(range(0, 4_000, 7))
+    weights.update(*lists_of(8_000, 0.0, seed=2))
+    assert abs(weights.served[1] - weights.served[0]) < 0.4
 
 
-def test_where_scores_are_right_nothing_is_chosen() -> None:
+def test_where_scores_are_right_nothing_is_served() -> None:
     weights = SourceWeights(SOURCES)
-    weights.update(*lists_of(4_000, 0.0))
-    assert weights.chosen() is None and abs(weights.weights[1] - weights.weights[0]) < 0.5
+    assert weights.update(*lists_of(4_000, 0.0)) == [] and not weights.served.any()
+    assert abs(weights.weights[1] - weights.weights[0]) < 0.5
 
 
-def test_too_few_lists_choose_nothing() -> None:
-    weights = SourceWeights(SOURCES)
-    weights.update(*lists_of(500, 3.0))
-    assert weights.chosen() is None
+def test_too_few_lists_change_nothing_and_weights_are_bounded() -> None:
+    weights = SourceWeights(SOURCES, rate=1.0)
+    assert weights.update(*lists_of(500, 3.0)) == [] and not weights.served.any()
+    weights.update(*lists_of(2_000, 50.0))
+    assert weights.weights.tolist() == [-WEIGHT_MAX, WEIGHT_MAX]
 
 
-@pytest.mark.parametrize("cuts", [[1], [300, 301, 900]])
+@pytest.mark.parametrize("cuts", [[1], [300, 301, 2_900]])
 def test_neither_cuts_nor_restarts_show(cuts: list[int]) -> None:
-    begin, scores, source, clicked = lists_of(1_000, 1.0)
+    begin, scores, source, clicked = lists_of(3_000, 1.0)
     whole, parts = SourceWeights(SOURCES), SourceWeights(SOURCES)
-    whole.update(begin, scores, source, clicked)
-    for a, b in zip([0, *cuts], [*cuts, 1_000], strict=True):
+    changes, found = whole.update(begin, scores, source, clicked), []
+    for a, b in zip([0, *cuts], [*cuts, 3_000], strict=True):
         rows = slice(begin[a], begin[b])
-        parts.update(begin[a : b + 1] - begin[a], scores[rows], source[rows], clicked[rows])
+        told = parts.update(begin[a : b + 1] - begin[a], scores[rows], source[rows], clicked[rows])
+        found += [(a + i, served.tolist()) for i, served in told]
         state = parts.state()
         parts = SourceWeights(SOURCES)
         parts.restore(state)
+    assert found == [(i, served.tolist()) for i, served in changes] and found
     assert same_arrays(whole.state(), parts.state())
 
 

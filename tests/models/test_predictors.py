@@ -210,11 +210,13 @@ def test_without_a_driver_the_gpu_predictor_names_it(monkeypatch: pytest.MonkeyP
     assert choice.predictor.name != "gpu"
 
 
-def test_lightgbm_and_compiled_can_be_asked_for() -> None:
+def test_lightgbm_and_compiled_can_be_asked_for(caplog: pytest.LogCaptureFixture) -> None:
     for wanted in ("lightgbm", "compiled"):
         choice = choose(model_text("stumps"), wanted=wanted)
         assert choice.predictor.name == wanted and "asked for" in choice.reason
-    assert choose(model_text("linear"), wanted="compiled").predictor.name == "lightgbm"
+    choice = choose(model_text("linear"), wanted="compiled")
+    assert choice.predictor.name == "lightgbm" and choice.reason.startswith("compiled: asked for, but model: linear")
+    assert caplog.messages == [f"{choice.reason.removesuffix('; so lightgbm')}; lightgbm serves the model"]
 
 
 def test_multiclass_has_no_predictor() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import lightgbm as lgb
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 
 from models.calibrate import Calibration
+from models.conformal import Conformal, coverage
+from models.lightgbm import LightGBMPredictor
 from models.modeltext import parse
 from models.rebuild import Champion, Declined, LabelledRows, rebuild
 
@@ -47,6 +50,16 @@ def test_new_trees_of_the_rows_since_the_change() -> None:
     assert built.recipe == "rows since the change" and built.rows == 1500
     assert built.metrics["average_precision"] > built.metrics["champion_average_precision"] + 0.2
     assert built.metrics["rows"] == 501 and parse(built.model_text).feature_names == FEATURES
+
+
+def test_its_conformal_sets_hold_on_later_rows() -> None:
+    built = rebuild(moved(), 1500, replace(champion(), alpha=0.2), "retrain")
+    assert built.conformal["alpha"] == 0.2 and sum(built.conformal["fold"].values()) == 501
+    later = rows(20_000, AFTER, 6)
+    raw = LightGBMPredictor(built.model_text).predict_raw(later.x)
+    found = coverage(Conformal.from_json(built.conformal), raw, later.y, np.arange(len(later)))
+    for name in ("fraud", "legitimate"):
+        assert 0.7 < found[name]["coverage"] < 0.9
 
 
 def test_all_rows_are_taken_where_they_are_better() -> None:

@@ -94,3 +94,17 @@ def test_hysteresis_and_later_causes() -> None:
     again = Incidents(["a", "b"], span=2, release=0.7, quiet_periods=2)
     again.restore(incidents.state())
     assert again.member.tolist() == [1, 2] and again.count == 2
+
+
+def test_what_single_periods_know_once_has_a_limit_by_its_windows() -> None:
+    """A metric that is known of windows only: of one value there is no deviation, and no warning."""
+
+    def known_once(now: IntArray, then: IntArray) -> FloatArray:
+        values = values_of(now, then)
+        if len(now) == 28:
+            values[1:, 1] = np.nan
+        return values
+
+    periods = np.random.default_rng(0).multinomial(1000, np.full(10, 0.1), 28)
+    limits = calibrate(WATCHES, known_once, periods, periods.sum(1), 4, 1e-3)
+    assert 0.0 < limits.limit[1] < 0.2

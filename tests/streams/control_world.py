@@ -65,12 +65,14 @@ def new_log() -> MemoryLog:
     return log
 
 
-def send_rows(log: Log, x: FloatArray, y: IntArray, first: int = 0, label_ms: int = 0) -> int:
-    """Labelled rows, one a second, round about the partitions, labelled so long after; returns the number of the next
-    one."""
+def send_rows(
+    log: Log, x: FloatArray, y: IntArray, first: int = 0, label_ms: int = 0, seconds: IntArray | None = None
+) -> int:
+    """Labelled rows, one a second or at these ``seconds``, round about the partitions, labelled so long after; returns
+    the number of the next one."""
     by_partition: list[list[tuple[bytes, bytes]]] = [[] for _ in range(PARTITIONS)]
     for i, (vector, label) in enumerate(zip(x.tolist(), y.tolist(), strict=True), first):
-        time_ms = T0 + i * STEP_MS
+        time_ms = T0 + (i if seconds is None else int(seconds[i - first])) * STEP_MS
         record = {"transaction_id": i, "event_time": time_ms, "card_id": i % 97, "terminal_id": 1, "label": label}
         record |= {"label_time": time_ms + label_ms, "features": dict(zip(FEATURES, vector, strict=True))}
         by_partition[i % PARTITIONS].append((b"%d" % i, orjson.dumps(record)))

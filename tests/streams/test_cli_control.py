@@ -6,6 +6,8 @@ import json
 import os
 import sys
 import threading
+import urllib.error
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,10 @@ from control_world import (
     rows_of,
     run,
     send_alert,
+    send_command,
     send_rows,
 )
+from msgspec.structs import replace
 
 from models.calibrate import Calibration
 from models.rebuild import Champion, Declined, LabelledRows
@@ -32,10 +36,12 @@ from streams.cli.main import main
 from streams.config import load_settings
 from streams.control import Controller
 from streams.control_settings import ACTIONS, KINDS, ControlSettings
-from streams.control_state import State, read_command, read_state, written
+from streams.control_state import Case, State, read_command, read_state, written
+from streams.control_web import served
 from streams.errors import ConfigError, FatalError
 from streams.memory import MemoryLog
 from streams.retrain import Stopped, rebuilt_apart
+from streams.web_address import Address
 
 #: so long the monitor waits for labels of a period
 LATENESS_MS = 3_600_000
@@ -274,3 +280,50 @@ def test_a_state_of_another_version_is_refused() -> None:
             read_state(value)
     for value in (None, b"", b'{"command":"explode"}', b'{"command":"act"}', written(State())):
         assert read_command(value) is None
+
+
+def asked(url: str, host: str = "localhost") -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers={"Host": host}), timeout=30) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as refused:
+        with refused:
+            return refused.code, refused.read().decode()
+
+
+def test_metrics_and_health(log: MemoryLog, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    send_command(log, "freeze", reason="release")
+    loop = run(log, registry)
+    with served(loop, Address("127.0.0.1", 0)) as url:
+        root = url.removesuffix("/metrics")
+        code, text = asked(url)
+        assert code == 200
+        for line in (
+            'headrace_control_steps_total{pipeline="control"} 1.0',
+            'headrace_control_frozen{pipeline="control"} 1.0',
+            'headrace_model_info{model="m@1",partition="",pipeline="control",role="champion"} 1.0',
+        ):
+            assert line in text.splitlines()
+        assert asked(f"{root}/healthz") == (200, json.dumps({"ok": True, "state": "frozen", "reason": "release"}))
+        # a loop that hangs is told of, one that trains is not said to hang
+        monkeypatch.setattr(loop, "_turned", loop._turned - 1000.0)
+        code, text = asked(f"{root}/healthz")
+        assert code == 503 and json.loads(text)["state"] == "stalled"
+        assert 'headrace_ready{pipeline="control"} 0.0' in asked(url)[1]
+        case = Case("c1", "retrain", "building", {}, "m@1", 0)
+        monkeypatch.setattr(loop._ledger, "state", replace(loop.state, case=case))
+        assert json.loads(asked(f"{root}/healthz")[1])["state"] == "training"
+        assert 'headrace_control_case{action="retrain",pipeline="control",status="building"} 1.0' in asked(url)[1]
+        assert asked(url, "evil.example")[0] == 403 and asked(f"{root}/else")[0] == 404
+
+
+def test_where_metrics_are_served_is_checked(
+    capsys: pytest.CaptureFixture[str], log: MemoryLog, registry: Registry, where: list[str]
+) -> None:
+    once = ["run", "--models", registry.root, "--once", *where, "--web"]
+    code, _, err = command(capsys, *once, "0.0.0.0:0")
+    assert code == 2 and "--web-remote" in err
+    code, _, err = command(capsys, *once, "here")
+    assert code == 2 and "no address to listen at" in err
+    code, out, err = command(capsys, *once, "0")
+    assert code == 0 and out.startswith("ready") and "metrics at http://127.0.0.1:" in err

@@ -441,7 +441,7 @@ def test_scores_are_those_of_the_live_tasks(headrace: Headrace, files: Files, mo
 
     assert headrace(*words, tmp_path / "s.parquet").code == 0
     table = pq.read_table(tmp_path / "s.parquet")
-    assert table.column_names == ["transaction_id", "score", "raw"]
+    assert table.column_names == ["transaction_id", "score", "raw", "set"]
     records = [orjson.loads(value) for value in live.scores]
     for name in table.column_names:
         assert table[name].to_pylist() == [record[name] for record in records]

@@ -98,6 +98,7 @@ def test_leaf_values_are_refitted_where_the_policy_says_so(log: MemoryLog, regis
     before = registry.get("m@1")
     assert champion.model_text.count("Tree=") == before.model_text.count("Tree=")
     assert champion.model_text != before.model_text
+    assert champion.conformal is not None and champion.conformal.alpha == 0.1
 
 
 def test_a_calibration_learned_online_becomes_a_version(log: MemoryLog, tmp_path: Path) -> None:
@@ -278,12 +279,30 @@ def test_a_case_says_that_rows_are_left_out_and_what_gives_it_more_frauds(log: M
     kept_of_6000(log, registry, [], frauds_min=10**6)
     send_rows(log, *rows_of(200, AFTER, 3), 45 * 86_400)  # 45 days later
     run(log, registry, mature_ms=1_500_000, rows_max=2000, frauds_min=10**6)
-    assert names_of(log) == ["opened", "sampled", "declined", "given-up"]
-    _, sampled, _, ended = events(log)
+    assert names_of(log) == ["opened", "sampled", "declined", "given-up", "sampled"]
+    _, sampled, _, ended, again = events(log)
+    assert again["kept"] == "1 in 1", "once the case is closed: so few rows come since"
     assert sampled["reason"] == KEPT and sampled["kept"] == ended["kept"] == "1 in 2"
     assert ended["reason"].endswith(f" of 1000000 frauds in 30 days, {KEPT}")
     said = [action for action in actions(log) if action.startswith("retrain")]
     assert said == ["retrain: begun", f"retrain: collecting, {KEPT}", f"retrain: {ended['reason']}"]
+
+
+@pytest.mark.parametrize("ends", [[], [7000, 9500, 12_000]])
+def test_after_a_rush_all_rows_are_kept_again(log: MemoryLog, registry: Registry, ends: list[int]) -> None:
+    """Three rows a second, then one: whether the loop runs all the time or is started again does not show."""
+    n = 14_000
+    x, y = rows_of(n, BEFORE, 1)
+    seconds = np.concatenate([np.arange(6000) / 3, 2000 + np.arange(n - 6000)]).astype(np.int64)
+    for begin, end in pairwise([0, 6000, *ends, n]):
+        send_rows(log, x[begin:end], y[begin:end], begin, seconds=seconds[begin:end])
+        loop = run(log, registry, mature_ms=900_000, rows_max=3000)
+    assert [event["kept"] for event in events(log)] == ["1 in 2", "1 in 1"]
+    assert events(log)[1]["reason"] == "of the rows 1 in 1 is kept again, since fewer come"
+    window = loop._desk.window
+    kept = window.take(window.since(0, 10**15))
+    assert len(kept) == 3000 and set(np.diff(kept.event_time_ms)) == {1000}
+    assert run(log, registry, mature_ms=900_000, rows_max=3000).state == loop.state
 
 
 def test_which_rows_are_kept_survives_a_restart(log: MemoryLog, registry: Registry, tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def test_what_was_served_is_joined_with_what_users_did_next() -> None:
     assert set(figures["rungs"]) <= set(RUNGS[:-1]) and set(figures["sources"]) <= set(LIST_SOURCES[:-1])
     assert figures["coverage"] == 1.0
     learned = task.figures()[""]["weights"]
-    assert 100 < learned["lists"] <= hits and any(learned["weights"].values()) and not learned["better"]
+    assert 100 < learned["lists"] <= hits and any(learned["learned"].values()) and not any(learned["served"].values())
 
 
 def test_cuts_restarts_and_what_is_sent_twice_never_show() -> None:
@@ -128,7 +128,7 @@ def test_weights_of_the_model_unused_for_longest_go() -> None:
             zeros, zeros, zeros, np.array(models), zeros, zeros, zeros > 0, zeros + 2, np.zeros(shape, np.int8),
             np.ones(shape),
         )  # fmt: skip
-        task._learn(outcomes, [f"m@{i}" for i in range(20)])
+        task._learn([], outcomes, [f"m@{i}" for i in range(20)])
 
     used = [0, 1, 2, 3, 4, 5, 6, 7, 0, 8, 0, 9]
     whole, cut_up = task_of(), task_of()

@@ -10,20 +10,21 @@ import numpy as np
 import orjson
 import pytest
 from fraud_logs import Logs, Record, batch, cut, processed, rows_of
+from monitor_logs import monitor_pipeline
 from recommend_logs import MINUTE, NOW, Ranker, ShopFed, interaction, shop_pipeline, walk
 
 from features.block import Block, Ids
 from features.plan import BoundError
-from features.shopping import FEATURES
+from features.shopping import FEATURES, SOURCES
 from models.slot import ModelSlot
 from streams.log import TP
 from streams.partitioner import partition_of_key
 from streams.pipelines.recommend_lists import ListRules
 from streams.pipelines.recommend_serving import Serving
 from streams.pipelines.recommend_stages import ItemStage, ShopSettings, said_times
-from streams.pipelines.recommend_withdrawn import marks
+from streams.pipelines.recommend_withdrawn import Withdrawn, decisions, notes
 from streams.shuffle import unpack
-from streams.topics import BY_ITEM, DEAD_LETTERS, INTERACTIONS, ITEMS, RECOMMENDATIONS
+from streams.topics import BY_ITEM, DEAD_LETTERS, INTERACTIONS, ITEMS, RECOMMENDATIONS, SOURCE_WEIGHTS
 
 DAY = 1_440 * MINUTE
 
@@ -59,10 +60,11 @@ def test_a_list_after_each_event_with_the_fields_of_the_contract() -> None:
         "rung",
         "item_id",
         "action",
+        "weights",
         "features",
     ]
     assert (listed["event_id"], listed["event_time"], listed["user_id"]) == ("e1", NOW + MINUTE, "u1")
-    assert listed["model"] is None and listed["rung"] == "candidates"
+    assert listed["model"] is None and listed["rung"] == "candidates" and listed["weights"] is None
     assert [set(item) for item in listed["items"]] == [{"item_id", "score", "source"}] * len(listed["items"])
     assert set(items_of(listed)) <= set(range(12)) and items_of(listed)[0] in (6, 7)
     record = fed.logs.of(RECOMMENDATIONS)[-1]
@@ -75,6 +77,39 @@ def test_features_are_logged_as_served() -> None:
     assert list(listed["features"]) == list(FEATURES) and listed["model"] == "ranker@1"
     scores = [item["score"] for item in listed["items"]]
     assert listed["features"]["last_after1"][: len(scores)] == scores == sorted(scores, reverse=True)
+
+
+def test_a_source_that_has_turned_bad_gives_way_and_the_record_says_by_which_weights() -> None:
+    """What the source of the first item names is clicked no more: the monitor learns it from the lists, and what it
+    writes changes their order, of this model only, until it is taken back."""
+    fed = with_items(slot=slot_with("covisit"))
+    task = monitor_pipeline(partitions=1).task(TP(RECOMMENDATIONS, 0))
+    [before] = fed.feed([interaction("e1", NOW + MINUTE, "u1", 5)])
+    rng, records = np.random.default_rng(1), []
+    sources = np.array([item["source"] for item in before["items"]])
+    good = np.array(items_of(before))[sources != sources[0]]
+    assert len(good) > 1
+    for i in range(3_000):
+        one = {**before, "event_id": i, "event_time": NOW + i, "user_id": "u1", "item_id": int(rng.choice(good))}
+        headers = (("source", b"interactions/0/%d" % i),)
+        records.append(Record(orjson.dumps(one), b"u1", headers))
+    [out] = processed(task, batch(RECOMMENDATIONS, records))
+    assert out.topic == SOURCE_WEIGHTS and out.partition == 0 and set(out.keys or []) == {b'"ranker@1"'}
+    said = [Record(value, key) for key, value in zip(out.keys or [], out.values, strict=True)]
+    other = Record(orjson.dumps({**orjson.loads(said[-1].value or b""), "model": "other@1"}), b'"other@1"')
+    fed.pipeline.serving.apply([batch(SOURCE_WEIGHTS, [other, Record(b"{"), Record(None, b"x")])])
+    assert fed.feed([interaction("e2", NOW + MINUTE, "u1", 5)])[0]["weights"] is None
+    fed.pipeline.serving.apply([batch(SOURCE_WEIGHTS, said)])
+    [after] = fed.feed([interaction("e3", NOW + MINUTE, "u1", 5)])
+    assert after["weights"] == orjson.loads(said[-1].value or b"")["weights"] and set(after["weights"]) == set(SOURCES)
+    assert items_of(after)[0] in good and after["items"][0]["score"] < max(i["score"] for i in after["items"])
+    places = [item["score"] + after["weights"][item["source"]] for item in after["items"]]
+    assert places == sorted(places, reverse=True)
+    assert [item["score"] for item in after["items"]] == after["features"]["covisit"][: len(places)]
+    zeros = Record(orjson.dumps({"model": "ranker@1", "weights": dict.fromkeys(SOURCES, 0.0)}))
+    fed.pipeline.serving.apply([batch(SOURCE_WEIGHTS, [zeros])])
+    assert fed.feed([interaction("e4", NOW + MINUTE, "u1", 5)])[0]["weights"] is None
+    assert fed.pipeline.meters.counts["weights_unreadable"] == 2
 
 
 def test_what_cannot_be_read_goes_to_the_dead_letters_with_its_bytes() -> None:
@@ -223,30 +258,44 @@ def test_damaged_records_of_items_count_and_harm_no_other() -> None:
 # --- rules ---
 
 
-@pytest.mark.parametrize("by", ["null", "mark"])
+@pytest.mark.parametrize("by", ["null", "decision"])
 def test_a_withdrawn_item_is_never_recommended_again(by: str) -> None:
     fed = with_items(ListRules(explore=1.0))
     asked = [interaction(f"e{i}", NOW + (2 + i) * MINUTE, f"u{i % 7}", 5, category=2) for i in range(14)]
     assert any(6 in items_of(listed) for listed in fed.feed(asked[:7]))
-    told = [Record(None, b"6")] if by == "null" else [as_record(out) for out in marks([b"6"], 1)]
+    told = [Record(None, b"6")] if by == "null" else [as_record(out) for out in decisions([b"6"], 1, True)]
     fed.pipeline.serving.apply([batch(ITEMS, told)])
     [listed] = fed.feed([interaction("own", NOW + 8 * MINUTE, "u9", 6)])
     lists = [listed, *fed.feed(asked[7:])]
     assert len([r for r in fed.logs.of(ITEMS) if r.key == b"6"]) > 1, "the item stage knows nothing of it"
-    # whoever comes later knows it, also where compaction has left nothing but the mark
-    unmarked = fed.pipeline.serving.unmarked()
-    assert unmarked == ([b"6"] if by == "null" else []) and fed.pipeline.serving.unmarked() == []
+    # whoever comes later knows it, also where compaction has left nothing but what was noted
+    unnoted = fed.pipeline.serving.unnoted()
+    assert unnoted == ({b"6": 0} if by == "null" else {}) and fed.pipeline.serving.unnoted() == {}
     other = shop_pipeline(ListRules(explore=1.0))
-    [mark] = [as_record(out) for out in marks([b"6"], 1)]
-    other.serving.apply([batch(ITEMS, [mark, *fed.logs.of(ITEMS)])])
-    assert other.serving.unmarked() == [] and other.serving.known == 11
+    kept = [as_record(out) for out in notes(unnoted, 1)] or told
+    other.serving.apply([batch(ITEMS, [*kept, *fed.logs.of(ITEMS)])])
+    assert other.serving.unnoted() == {} and other.serving.known == 11
     fed.pipeline.serving = other.serving
     lists += fed.feed([interaction(f"f{i}", NOW + (20 + i) * MINUTE, "u1", 5) for i in range(7)])
     assert all(listed["items"] and 6 not in items_of(listed) for listed in lists)
-    other.serving.apply([batch(ITEMS, [as_record(out) for out in marks([b"6"], 1, withdrawn=False)])])
+    other.serving.apply([batch(ITEMS, [as_record(out) for out in decisions([b"6"], 1, False)], 9_999)])
     fed.feed([interaction("g", NOW + 30 * MINUTE, "u1", 6), interaction("h", NOW + 32 * MINUTE, "u1", 5)])
     [listed] = fed.feed([interaction("i", NOW + 33 * MINUTE, "u2", 5)])
     assert 6 in items_of(listed)
+
+
+def test_a_note_that_comes_late_does_not_undo_what_was_decided_meanwhile() -> None:
+    """Whatever compaction has left, of each key the last record, and whoever notes the first null once more."""
+    [restored], [withdrawn] = decisions([b"6"], 1, False), decisions([b"6"], 1, True)
+    records = [Record(None, b"6"), as_record(restored), as_record(notes({b"6": 0}, 1)[0])]
+    for kept in ([0, 1, 2], [0, 1], [1, 2], [2, 1], [1]):
+        found = Withdrawn()
+        for i in kept:
+            found.take([batch(ITEMS, [records[i]], i)])
+        assert b"6" not in found and found.unnoted() == {}, kept
+        again = found.take([batch(ITEMS, [Record(None, b"6"), Record(b"item", b"6"), Record(b"?", b"\xfe6")], 7)])
+        assert again == ({}, [b"6"]) and b"6" in found and found.unnoted() == {b"6": 7}
+        assert found.take([batch(ITEMS, [as_record(restored), as_record(withdrawn), Record(b"i", b"6")], 10)])[0] == {}
 
 
 def test_a_withdrawn_item_is_not_repeated_where_no_item_is_known() -> None:
@@ -361,7 +410,7 @@ def test_memory_beyond_the_bound_ends_the_worker_by_name(n: int, whose: str) -> 
     fed = ShopFed(shop_pipeline(settings=few))
     fed.feed(walk(200))
     many = [interaction(f"e{i}", NOW, i if whose == "users" else 1, i if whose == "items" else 1) for i in range(n)]
-    with pytest.raises(BoundError, match=rf"\d+ {whose} of one partition are held in \d+ bytes, more than the 1000000"):
+    with pytest.raises(BoundError, match=rf"{whose[:-1]}_id: \d+ {whose} of .* bytes, more than the 1000000"):
         list(map(fed.feed, (many[part : part + 500] for part in range(0, n, 500))))
 
 

@@ -14,19 +14,24 @@ import orjson
 import pytest
 from fraud_logs import Record
 from live_recommend import Running, lists, send, shop
-from recommend_logs import walk
+from recommend_logs import MINUTE, NOW, interaction, walk
 from swaps import model_events
 from workers import end_offsets, read_all, until
 
-from features.shopping import FEATURES, SCHEMA_HASH
+from features.fraud import DEFAULT
+from features.shopping import FEATURES, SCHEMA_HASH, SOURCES
+from models.explain_policy import NO_REASONS
 from models.package import Draft
 from models.registry import Registry
 from streams.cli.main import main
+from streams.config import Settings, load_settings
 from streams.errors import ConfigError
-from streams.log import OutBatch
-from streams.pipelines.recommend_withdrawn import MARK
-from streams.recommend_worker import make_worker
-from streams.topics import DEAD_LETTERS, ITEMS, RECOMMENDATIONS
+from streams.log import TP, Log, OutBatch
+from streams.memory import MemoryLog
+from streams.model_shelf import ModelShelf
+from streams.pipelines.recommend_withdrawn import NOTE
+from streams.recommend_worker import make_pipeline, make_worker
+from streams.topics import BY_ITEM, DEAD_LETTERS, INTERACTIONS, ITEMS, RECOMMENDATIONS, SOURCE_WEIGHTS
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -76,6 +81,53 @@ def test_two_workers_share_the_work_and_know_all_items() -> None:
     figures = [first.stop(), second.stop()]
     assert sum(f["recommended"] for f in figures) == 200 and all(f["received"] for f in figures)
     check_lengths(served, records)
+
+
+def served_by(log: Log, settings: Settings, workers: int, *parts: Sequence[Record]) -> None:
+    """So many workers take these events, one part after the other, with all that follows of each."""
+    running = [Running(settings) for _ in range(workers)]
+    for worker in running:
+        worker.wait_ready()
+    taken = [TP(topic, p) for topic in (INTERACTIONS, BY_ITEM) for p in range(2)]
+
+    def all_taken() -> bool:
+        consumer = log.consumer(settings.group)
+        try:
+            return consumer.committed(taken) == {tp: consumer.offset_range(tp)[1] for tp in taken}
+        finally:
+            consumer.close()
+
+    for records in parts:
+        send(log, records)
+        until(all_taken, "the events and their rows by item to be taken")
+    for worker in running:
+        worker.stop()
+
+
+def test_candidates_and_weights_are_the_same_with_one_worker_and_with_two() -> None:
+    """Up to what is published: events long after the others, on items of both partitions, publish all."""
+    records = walk(400, users=20, items=150, end=NOW - 30 * MINUTE)
+    late = [interaction(f"t{i}", NOW - (20 - 10 * (i // 8)) * MINUTE, "ticker", 1_000 + i % 8) for i in range(16)]
+    asked = [interaction(f"ask{i}", NOW + i, f"u{i}", 7 * i, category=i % 3) for i in range(20)]
+    said = {"model": None, "weights": {"own": 0.5, "a source of the future": 1.0}}
+    found = []
+    for workers in (1, 2):
+        settings, log = shop(list_length=200, list_candidates=200)
+        producer = log.producer()
+        producer.send(OutBatch(SOURCE_WEIGHTS, [orjson.dumps(said)], [b"null"], 1))
+        assert producer.flush(20) == 0
+        producer.close()
+        served_by(log, settings, workers, records, late)
+        served_by(log, settings, workers, asked)
+        served = lists(log, 436)
+        assert all(listed["weights"] == {**dict.fromkeys(SOURCES, 0.0), "own": 0.5} for listed in served)
+        named = {
+            listed["event_id"]: {item["item_id"] for item in listed["items"] if item["source"] != "popular"}
+            for listed in served
+        }
+        found.append({event: items for event, items in named.items() if str(event).startswith("ask")})
+    assert len(found[0]) == 20 and found[0] == found[1]
+    assert max(map(len, found[0].values())) < 100 and sum(map(len, found[0].values())) > 400, "the sets say nothing"
 
 
 @pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"])
@@ -144,6 +196,31 @@ def test_promotions_take_effect_at_the_offsets_that_are_in_the_log(tmp_path: Pat
     assert whose == {None: 80, "shop@1": 80, "shop@2": 80}
 
 
+def test_packages_of_the_other_pipeline_in_one_registry_are_passed_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    add_ranker(tmp_path, 1)
+    registry = Registry(tmp_path)
+    x = np.random.default_rng(1).random((300, len(DEFAULT.names)))
+    data = lgb.Dataset(x, x[:, 0], feature_name=list(DEFAULT.names))
+    booster = lgb.train({"verbosity": -1, "num_leaves": 4, "num_threads": 1}, data, 2)
+    text, made = booster.model_to_string(), "2026-01-01T00:00:00+00:00"
+    registry.add(Draft("card", text, DEFAULT.names, DEFAULT.schema_hash, made), "champion")
+    registry.set_alias("shadow", "card@1")
+    settings = load_settings(None, {}, {"models": str(tmp_path)})
+    with caplog.at_level("INFO"):
+        assert make_pipeline(settings, MemoryLog("other")).slot.model is None
+    assert {record.levelname for record in caplog.records} == {"INFO", "WARNING"}
+    assert "champion card@1 is of another pipeline: it is passed over here" in caplog.text
+    registry.set_alias("shadow", "shop@1")
+    shelf = ModelShelf(registry, DEFAULT.names, DEFAULT.schema_hash, NO_REASONS, others=(SCHEMA_HASH,))
+    refs, _ = shelf.first()
+    registry.set_alias("champion", "shop@1")
+    news = shelf.news(refs)
+    assert refs.champion is not None and refs.shadow is None
+    assert news.refs == refs and news.lineup is None and not news.refused
+
+
 def test_withdrawn_items_stay_so_for_every_worker(capsys: pytest.CaptureFixture[str]) -> None:
     settings, log = shop()
     records, n = walk(300), 0
@@ -154,10 +231,10 @@ def test_withdrawn_items_stay_so_for_every_worker(capsys: pytest.CaptureFixture[
         n += count
         return lists(log, n)[n - count :]
 
-    def marked() -> set[bytes]:
+    def noted() -> set[bytes]:
         total = sum(end_offsets(log, ITEMS, 2).values())
         found = read_all(log, ITEMS, lambda got: sum(map(len, got)) >= total)
-        return {key[1:] for batch in found for key in batch.keys if key and key.startswith(MARK)}
+        return {key[1:] for batch in found for key in batch.keys if key and key.startswith(NOTE)}
 
     worker = Running(settings).wait_ready()
     served(100)
@@ -167,7 +244,7 @@ def test_withdrawn_items_stay_so_for_every_worker(capsys: pytest.CaptureFixture[
     producer = log.producer()
     producer.send(OutBatch(ITEMS, [None], [b"4"]))
     assert producer.flush(20) == 0
-    until(lambda: marked() == {b"3", b"4"}, "a mark for what was withdrawn by a null")
+    until(lambda: noted() == {b"4"}, "a note of what was withdrawn by a null")
     assert worker.pipeline.serving.known == 10
     second = served(100)
     worker.stop()

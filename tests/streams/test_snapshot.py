@@ -353,11 +353,19 @@ def test_the_warning_of_threads_does_not_cost_the_child(draft: Draft, monkeypatc
 def test_pages_are_joined_when_the_last_child_has_ended(
     draft: Draft, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    joined: list[str] = []
-    monkeypatch.setattr(snapshot, "join_pages", lambda: joined.append(threading.current_thread().name))
+    joined, may_end = list[str](), threading.Event()
+
+    def join_pages() -> None:
+        joined.append(threading.current_thread().name)
+        may_end.wait(60)
+
+    monkeypatch.setattr(snapshot, "join_pages", join_pages)
     waiting = fork_write(stuck(tmp_path / "begun"), META, draft)
     assert outcome_of(fork_write(dict, META, Draft("n", tmp_path / "n", None, "u"))).error is None
     assert joined == []
     waiting.kill()
     until(lambda: bool(joined))
     assert joined == ["headrace-pages"]
+    assert not snapshot.pages_are_joined()
+    may_end.set()
+    until(snapshot.pages_are_joined)

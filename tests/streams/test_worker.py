@@ -257,10 +257,10 @@ def test_runs_hold_one_batch_a_partition_and_are_bounded() -> None:
         return RecordBatch(TP(topic, partition), list(range(n)), [0] * n, [None] * n, [b""] * n, lambda i: [], n)
 
     batches = [of("a", 0, 1), of("b", 0, 9), of("a", 1, 2), of("a", 1, 3), of("a", 2, 8), of("a", 3, 50), of("b", 1, 1)]
-    runs = runs_of(batches, 10)
+    runs = runs_of(batches, 10, ("a", "b"))
     assert [[(b.tp, len(b)) for b in run] for run in runs] == [
+        [(("b", 0), 9), (("b", 1), 1)],  # made from a: nearer to the end
         [(("a", 0), 1), (("a", 1), 2)],
-        [(("b", 0), 9), (("b", 1), 1)],
         [(("a", 1), 3)],
         [(("a", 2), 8)],
         [(("a", 3), 50)],

@@ -20,6 +20,7 @@ from streams.checkpoints import Checkpoints, CheckpointSettings
 from streams.errors import FatalError
 from streams.log import TP, Log, RecordBatch, connect
 from streams.recovery import Assigned, Progress
+from streams.snapshot import pages_are_joined
 from streams.store import open_store
 
 __all__ = ["log", "new_id"]
@@ -187,7 +188,9 @@ def test_a_worker_that_leaves_while_it_writes_writes_again(tmp_path: Path) -> No
     pipeline, task, tp = CountingPipeline("in", "out"), SlowToWrite(), TP("in", 0)
     store = kept(tmp_path, "g")
     checkpoints = Checkpoints(store, "g", pipeline.state_of, CheckpointSettings(interval_s=0.0))
+    until(pages_are_joined, 60)  # that a test before this one broke
     checkpoints.step({tp: task}, lambda tp: 7)
+    assert checkpoints.writing
     task.seconds = 0.0
     checkpoints.finish({tp: task}, 10.0)
     assert store.offsets(SERIES[0]) == [7]
@@ -206,12 +209,16 @@ def test_a_group_that_began_in_a_log_without_its_beginning_misses_nothing(tmp_pa
         checkpoints().load(Assigned(tp, 1, 60, 55), pipeline.task(tp))
 
 
-def test_a_task_within_a_block_has_its_turn_another_time(tmp_path: Path) -> None:
+def test_a_task_within_a_block_has_its_turn_another_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline, task, tp = CountingPipeline("in", "out"), SlowToWrite(), TP("in", 0)
     task.seconds = 0.0
     store = kept(tmp_path, "g")
     checkpoints = Checkpoints(store, "g", pipeline.state_of, CheckpointSettings(interval_s=0.0))
+    until(pages_are_joined, 60)  # that a test before this one broke
     checkpoints.step({tp: task}, lambda tp: 7, {tp})
+    with monkeypatch.context() as patch:
+        patch.setattr("streams.checkpoints.pages_are_joined", lambda: False)
+        checkpoints.step({tp: task}, lambda tp: 7)
     assert checkpoints.pauses.count == 0
     checkpoints.step({tp: task}, lambda tp: 7, {TP("in", 1)})
     assert checkpoints.pauses.count == 1 and checkpoints.pauses.max_ms > 0
