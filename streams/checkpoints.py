@@ -10,11 +10,11 @@ import functools
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -25,12 +25,15 @@ from streams.errors import FatalError
 from streams.latency import LatencyDigest
 from streams.log import TP
 from streams.recovery import Assigned
-from streams.snapshot import Child, fork_write, pages_are_joined
+from streams.snapshot import JOBS_MAX, Child, Job, Outcome, fork_write, pages_are_joined, start_joining
 from streams.store import Draft, StoreError
 
 __all__ = ["CheckpointSettings", "Checkpoints", "StateOf", "Stateful", "expected_of", "meta_of"]
 
 logger = logging.getLogger("headrace.checkpoints")
+
+#: when one is due, those come along of which so much of the interval has passed
+_ALONG = 0.9
 
 
 class Stateful(Protocol):
@@ -101,19 +104,26 @@ class CheckpointSettings:
     degrade: bool = False
 
 
-@dataclass(slots=True)
-class _Writing:
-    tp: TP
-    series: Series
-    child: Child
-    draft: Draft
-    began_s: float
-
-
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Taken:
     at_s: float
     offset: int
+
+
+class _Part(NamedTuple):
+    """A checkpoint that is being written, and the one that was taken ``before``."""
+
+    tp: TP
+    series: Series
+    draft: Draft
+    before: _Taken | None
+
+
+@dataclass(slots=True)
+class _Writing:
+    child: Child
+    parts: Sequence[_Part]
+    began_s: float
 
 
 @dataclass(slots=True)
@@ -129,14 +139,16 @@ class Checkpoints:
     settings: CheckpointSettings = field(default_factory=CheckpointSettings)
     #: written since the start
     written: int = 0
-    #: how long the last one took, from the fork until it was where it is kept
+    #: how long the last ones took, from the fork until they were where they are kept
     took_s: float = 0.0
-    #: how long each held up the event loop, and with it all stages
+    #: how long each fork for some held up the event loop, and with it all stages
     pauses: LatencyDigest = field(default_factory=LatencyDigest)
     _taken: dict[TP, _Taken] = field(default_factory=dict)
     #: offsets of the checkpoints that were loaded
     _found: dict[TP, int] = field(default_factory=dict)
     _writing: _Writing | None = None
+    #: whether pages were joined before the first fork
+    _prepared: bool = False
 
     # -- finding them --
 
@@ -207,99 +219,131 @@ class Checkpoints:
     def step(
         self, tasks: Mapping[TP, Stateful], committed: Callable[[TP], int], busy: Collection[TP] = frozenset()
     ) -> None:
-        """To be called often, between blocks: ends what was written, begins the next checkpoint that is due, once the
-        pages that the last one broke are joined again.
+        """To be called often, between blocks: ends what was written, begins the next checkpoints that are due, once the
+        pages that the last ones broke are joined again.
 
         ``committed`` tells the committed offset of a partition: what is behind it may have to be kept for long. Tasks
         of ``busy`` partitions are in the middle of a block: their turn comes another time.
         """
+        if not self._prepared:
+            self._prepared = True
+            start_joining()
         if self._writing is not None:
-            self._end(self._writing, committed)
-        elif pages_are_joined() and (tp := self._due(tasks, busy)) is not None:
-            self._begin(tp, tasks[tp])
+            outcomes = self._writing.child.poll()
+            if outcomes is not None:
+                self._end(outcomes, committed)
+        elif pages_are_joined() and (due := self._due(tasks, busy)):
+            self._begin({tp: tasks[tp] for tp in due})
 
-    def _due(self, tasks: Mapping[TP, Stateful], busy: Collection[TP]) -> TP | None:
-        """The partition whose checkpoint has been due for longest."""
+    def _due(self, tasks: Mapping[TP, Stateful], busy: Collection[TP]) -> list[TP]:
+        """The partitions whose checkpoints are to be taken now, those first that have been due for longest."""
         now = time.monotonic()
         for tp in [tp for tp in self._taken if tp not in tasks]:
             del self._taken[tp]
-        due: list[tuple[float, TP]] = []
+        ages: list[tuple[float, TP]] = []
         for tp, task in tasks.items():
             taken = self._taken.setdefault(tp, _Taken(now, self._found.get(tp, 0)))
-            if tp not in busy and task.next_offset > taken.offset and now - taken.at_s >= self.settings.interval_s:
-                due.append((taken.at_s, tp))
-        return min(due)[1] if due else None
+            if tp not in busy and task.next_offset > taken.offset:
+                ages.append((now - taken.at_s, tp))
+        if not ages or max(ages)[0] < self.settings.interval_s:
+            return []
+        return [tp for age, tp in sorted(ages, reverse=True) if age >= _ALONG * self.settings.interval_s][:JOBS_MAX]
 
-    def _begin(self, tp: TP, task: Stateful) -> None:
+    def _begin(self, tasks: Mapping[TP, Stateful]) -> None:
         began = time.perf_counter()
-        of = self.of(tp.topic)
-        meta = meta_of(self.group, tp, of, task.next_offset)
-        self._taken[tp] = _Taken(time.monotonic(), task.next_offset)
-        try:
-            draft = self.store.draft(meta)
-            child = fork_write(task.state, meta, draft)
-        except (CheckpointError, StoreError) as exc:
-            self._not_taken(tp, str(exc))
+        parts, jobs = list[_Part](), list[Job]()
+        for tp, task in tasks.items():
+            of = self.of(tp.topic)
+            meta = meta_of(self.group, tp, of, task.next_offset)
+            try:
+                draft = self.store.draft(meta)
+            except StoreError as exc:
+                self._not_taken(tp, str(exc))
+                continue
+            parts.append(_Part(tp, Series(of.stage, of.topic_id, tp.partition), draft, self._taken.get(tp)))
+            jobs.append(Job(task.state, meta, draft))
+            self._taken[tp] = _Taken(time.monotonic(), task.next_offset)
+        if not jobs:
             return
-        self._writing = _Writing(tp, Series(of.stage, of.topic_id, tp.partition), child, draft, time.monotonic())
+        try:
+            child = fork_write(jobs)
+        except CheckpointError as exc:
+            for part in parts:
+                self._not_taken(part.tp, str(exc))
+            return
+        self._writing = _Writing(child, parts, time.monotonic())
         self.pauses.add(np.array([1000 * (time.perf_counter() - began)]))
 
-    def _end(self, writing: _Writing, committed: Callable[[TP], int]) -> None:
-        outcome = writing.child.poll()
-        if outcome is not None:
-            self._writing = None
+    def _end(self, outcomes: Sequence[Outcome], committed: Callable[[TP], int]) -> threading.Thread:
+        """Of the child: its outcomes; what it did not come to is due again."""
+        writing = self._writing
+        assert writing is not None
+        self._writing = None
+        done: list[tuple[_Part, int]] = []
+        for part, outcome in zip(writing.parts, outcomes, strict=False):
             if outcome.error is None:
-                self._publishing(writing, committed(writing.tp))
+                done.append((part, committed(part.tp)))
             else:
-                self._not_taken(writing.tp, outcome.error)
+                self._not_taken(part.tp, outcome.error)
+        for part in writing.parts[len(outcomes) :]:
+            self._taken.pop(part.tp, None)
+            if part.before is not None:
+                self._taken[part.tp] = part.before
+        # an upload may take long
+        thread = threading.Thread(
+            target=self._publish, args=(done, writing.began_s), name="headrace-publish", daemon=True
+        )
+        thread.start()
+        return thread
 
     def _not_taken(self, tp: TP, reason: str) -> None:
         """Due again after the interval, also where no record comes meanwhile."""
         logger.error("no checkpoint of %s/%d: %s", *tp, reason)
         self._taken[tp] = _Taken(time.monotonic(), 0)
 
-    def _publishing(self, writing: _Writing, committed: int) -> threading.Thread:
-        # an upload may take long
-        thread = threading.Thread(target=self._publish, args=(writing, committed), name="headrace-publish", daemon=True)
-        thread.start()
-        return thread
-
-    def _publish(self, writing: _Writing, committed: int) -> None:
-        try:
-            self.store.publish(writing.draft)
-            self.written += 1
-            self.took_s = time.monotonic() - writing.began_s
-            self.store.prune(writing.series, self.settings.kept, committed)
-        except StoreError as exc:
-            logger.error("checkpoint of %s/%d: %s", *writing.tp, exc)
+    def _publish(self, done: Sequence[tuple[_Part, int]], began_s: float) -> None:
+        for part, committed in done:
+            try:
+                self.store.publish(part.draft)
+                self.written += 1
+                self.took_s = time.monotonic() - began_s
+                self.store.prune(part.series, self.settings.kept, committed)
+            except StoreError as exc:
+                logger.error("checkpoint of %s/%d: %s", *part.tp, exc)
 
     def finish(self, tasks: Mapping[TP, Stateful], timeout_s: float) -> None:
         """The last ones of a worker that leaves, as far as time allows; blocks."""
         deadline = time.monotonic() + timeout_s
         if self._writing is not None:
-            self._writing.child.kill()
-            self._taken[self._writing.tp] = _Taken(time.monotonic(), 0)
-            self._writing = None
-        for tp, task in tasks.items():
-            taken = self._taken.get(tp)
-            if task.next_offset == (self._found.get(tp, 0) if taken is None else taken.offset):
+            self._end_by(deadline, self._cut_short(self._writing.child))
+        left = [tp for tp, task in tasks.items() if task.next_offset != self._known(tp)]
+        while left and time.monotonic() < deadline:
+            some, others = left[:JOBS_MAX], left[JOBS_MAX:]
+            self._begin({tp: tasks[tp] for tp in some})
+            if self._writing is None:  # it was said why
+                left = others
                 continue
-            if time.monotonic() >= deadline:
-                self._no_time(tp)
-                continue
-            self._begin(tp, task)
-            writing, self._writing = self._writing, None
-            if writing is None:
-                continue
-            outcome = writing.child.wait(max(0.0, deadline - time.monotonic()))
-            if outcome is None:
-                writing.child.kill()
-                self._no_time(tp)
-            elif outcome.error is not None:
-                self._not_taken(tp, outcome.error)
-            else:
-                # what was done is committed, or this checkpoint waits for a commit that may never come
-                self._publishing(writing, 0).join(max(0.0, deadline - time.monotonic()))
+            begun, child = [part.tp for part in self._writing.parts], self._writing.child
+            outcomes = child.wait(max(0.0, deadline - time.monotonic()))
+            if outcomes is None:
+                outcomes = self._cut_short(child)
+            self._end_by(deadline, outcomes)
+            left = begun[len(outcomes) :] + others
+        for tp in left:
+            logger.info("no time for a checkpoint of %s/%d: its next owner replays more", *tp)
 
-    def _no_time(self, tp: TP) -> None:
-        logger.info("no time for a checkpoint of %s/%d: its next owner replays more", *tp)
+    @staticmethod
+    def _cut_short(child: Child) -> Sequence[Outcome]:
+        """Of what it had done."""
+        child.kill()
+        outcomes = child.poll() or ()
+        return outcomes[:-1] if outcomes and outcomes[-1].error is not None else outcomes
+
+    def _end_by(self, deadline: float, outcomes: Sequence[Outcome]) -> None:
+        # what was done is committed, or this checkpoint waits for a commit that may never come
+        self._end(outcomes, lambda _: 0).join(max(0.0, deadline - time.monotonic()))
+
+    def _known(self, tp: TP) -> int:
+        """Up to where there is a checkpoint, or one is being written."""
+        taken = self._taken.get(tp)
+        return self._found.get(tp, 0) if taken is None else taken.offset

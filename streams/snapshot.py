@@ -1,14 +1,15 @@
 """Checkpoints written by a forked child, while the parent goes on: the child has the state as it was at the fork.
 
-    child = fork_write(state.to_arrays, meta, checkpoints.draft(meta))
+    child = fork_write([Job(state.to_arrays, meta, checkpoints.draft(meta)), ...])
     ...
-    if outcome := child.poll():
+    if (outcomes := child.poll()) is not None:
         ...  # outcome.error, or checkpoints.publish(draft)
 
 The system copies page tables at the fork, and then each page that the parent writes to while the child lives (some 3 us
 at its first write). The pause is 1 ms per gigabyte on huge pages and 40 on small ones; those that the parent's writes
 broke are therefore joined again when the child has ended, by a thread, and who can wait forks when it is done
-(`pages_are_joined`).
+(`pages_are_joined`). Small states are written together, as the rest of the process costs each fork its 10 to 30 ms;
+large ones are not, as more and more pages are copied while a child lives.
 
 Of the parent's threads only the one that forks lives on in the child, and locks that the others held stay locked for
 ever. So the child computes, writes one file and ends: it takes no lock, starts no thread, imports nothing, logs
@@ -25,10 +26,10 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO, NoReturn, Protocol
+from typing import BinaryIO, NamedTuple, NoReturn, Protocol
 
 import msgspec
 
@@ -37,14 +38,18 @@ from streams.errors import HeadraceError
 from streams.hugepages import join_pages
 from streams.store import Draft, write_draft
 
-__all__ = ["Child", "Outcome", "fork_write", "pages_are_joined"]
+__all__ = ["JOBS_MAX", "Child", "Job", "Outcome", "fork_write", "pages_are_joined", "start_joining"]
+
+#: their outcomes are what a pipe takes whole, 64 KiB, with errors told at up to six bytes a character
+JOBS_MAX = 16
 
 _NICE = 10
 #: of 1000: where memory runs out, it shall be the child that goes
 _OOM_SCORE = b"500"
-#: what a pipe takes whole, and what of an error is then told, at up to six bytes a character
-_ANSWER_BYTES_MAX = 4096
+_ANSWER_BYTES_MAX = 1 << 16
 _TEXT_LENGTH_MAX = 600
+#: a child that has written arrays of so many begins no other job
+_TOGETHER_BYTES = 64 << 20
 _WAIT_STEP_S = 0.005
 
 #: children that have not ended, by process id
@@ -61,34 +66,45 @@ class Outcome(msgspec.Struct, frozen=True):
     seconds: float = 0.0
 
 
+class Job(NamedTuple):
+    """A checkpoint to be written to a draft.
+
+    ``make_arrays`` runs in the child, at most once: it may compute and allocate, and must not do what the module's
+    text forbids (a numba kernel must have been compiled before).
+    """
+
+    make_arrays: Callable[[], Arrays]
+    meta: CheckpointMeta
+    draft: Draft
+
+
 class Child(Protocol):
-    """A checkpoint that is being written."""
+    """Checkpoints that are being written."""
 
     #: how long the parent stood still, in seconds
     fork_s: float
 
-    def poll(self) -> Outcome | None:
-        """The outcome, None while it is being written. Never waits. After an error no draft is left."""
+    def poll(self) -> Sequence[Outcome] | None:
+        """Of the jobs that were begun, the first ones, once that is over; None before. Never waits. After an error no
+        draft is left."""
 
-    def wait(self, timeout_s: float) -> Outcome | None:
+    def wait(self, timeout_s: float) -> Sequence[Outcome] | None:
         """As `poll`, but waits for it."""
 
     def kill(self) -> None:
-        """Ends the writing and removes the draft; fine when all is over."""
+        """Ends the writing and removes the draft that is being written; fine when all is over."""
 
 
-def fork_write(make_arrays: Callable[[], Arrays], meta: CheckpointMeta, draft: Draft) -> Child:
-    """Writes the checkpoint of what ``make_arrays`` returns to a draft, in another process.
-
-    ``make_arrays`` runs in the child, at most once: it may compute and allocate, and must not do what the module's
-    text forbids (a numba kernel must have been compiled before). CheckpointError where the system refuses to fork.
-    """
+def fork_write(jobs: Sequence[Job]) -> Child:
+    """Writes checkpoints one after the other in another process: the first, and others as long as they are small; at
+    most `JOBS_MAX`. CheckpointError where the system refuses to fork."""
     if not hasattr(os, "fork"):
-        return _ThreadWrite(make_arrays, meta, draft)
+        return _ThreadWrite(*jobs[0])
+    jobs = jobs[:JOBS_MAX]
     try:
         answer, pipe = os.pipe()
     except OSError as exc:
-        raise _no_process(draft, exc) from exc
+        raise _no_process(jobs[0].draft, exc) from exc
     os.set_blocking(answer, False)
     begin = time.perf_counter()
     # A signal between the fork and the child's new handlers would run the parent's handlers in the child.
@@ -100,18 +116,25 @@ def fork_write(make_arrays: Callable[[], Arrays], meta: CheckpointMeta, draft: D
             warnings.simplefilter("ignore", DeprecationWarning)
             pid = os.fork()
         if pid == 0:
-            _run(pipe, mask, make_arrays, meta, draft)
+            _run(pipe, mask, jobs)
     except OSError as exc:
         os.close(answer)
-        raise _no_process(draft, exc) from exc
+        raise _no_process(jobs[0].draft, exc) from exc
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         os.close(pipe)
-    return _ForkedWrite(pid, answer, draft, time.perf_counter() - begin)
+    return _ForkedWrite(pid, answer, [job.draft for job in jobs], time.perf_counter() - begin)
+
+
+def start_joining() -> None:
+    """Has pages joined, by a thread: after each child, and to be called once before the first."""
+    thread = threading.Thread(target=join_pages, name="headrace-pages", daemon=True)
+    thread.start()
+    _joining.add(thread)
 
 
 def pages_are_joined() -> bool:
-    """Whether the pages that children broke are whole again, as far as that goes: until then a fork takes longer."""
+    """Whether that is done, as far as it goes: until then a fork takes longer."""
     _joining.difference_update([thread for thread in _joining if not thread.is_alive()])
     return not _joining
 
@@ -121,20 +144,26 @@ def _no_process(draft: Draft, exc: OSError) -> CheckpointError:
     return CheckpointError(draft.name, "unwritable", f"no process to write it: {exc}", remedy)
 
 
-def _run(
-    pipe: int, mask: set[int | signal.Signals], make_arrays: Callable[[], Arrays], meta: CheckpointMeta, draft: Draft
-) -> NoReturn:
+def _run(pipe: int, mask: set[int | signal.Signals], jobs: Sequence[Job]) -> NoReturn:
     """The child: whatever happens, it ends here, and nothing of the parent's is cleaned up by it."""
-    outcome = Outcome(error="the writing process did not begin")
+    nbytes = 0
     try:
         _leave_the_parent(pipe, mask)
-        outcome = _write(make_arrays, meta, draft)
-    except BaseException as exc:  # noqa: BLE001 - an exception that left here would run the parent's code twice
-        outcome = Outcome(error=_text(exc))
+        for job in jobs:
+            outcome = _outcome(job)
+            os.write(pipe, msgspec.json.encode(outcome) + b"\n")
+            nbytes += 0 if outcome.written is None else outcome.written.array_bytes
+            if nbytes >= _TOGETHER_BYTES:
+                break
     finally:
-        with suppress(BaseException):
-            os.write(pipe, msgspec.json.encode(outcome))
         os._exit(0)
+
+
+def _outcome(job: Job) -> Outcome:
+    try:
+        return _write(*job)
+    except BaseException as exc:  # noqa: BLE001 - an exception that left here would run the parent's code twice
+        return Outcome(error=_text(exc))
 
 
 def _leave_the_parent(pipe: int, mask: set[int | signal.Signals]) -> None:
@@ -169,27 +198,27 @@ def _text(exc: BaseException) -> str:
 
 
 class _ForkedWrite:
-    def __init__(self, pid: int, answer: int, draft: Draft, fork_s: float) -> None:
+    def __init__(self, pid: int, answer: int, drafts: Sequence[Draft], fork_s: float) -> None:
         self.pid, self.fork_s = pid, fork_s
-        self._answer, self._draft = answer, draft
-        self._outcome: Outcome | None = None
+        self._answer, self._drafts = answer, drafts
+        self._outcomes: Sequence[Outcome] | None = None
         _writing.add(pid)
 
-    def poll(self) -> Outcome | None:
-        if self._outcome is None:
+    def poll(self) -> Sequence[Outcome] | None:
+        if self._outcomes is None:
             try:
                 pid, status = os.waitpid(self.pid, os.WNOHANG)
             except ChildProcessError:  # another part of the process waits for all children
                 pid, status = self.pid, 0
             if pid:
                 self._end(status)
-        return self._outcome
+        return self._outcomes
 
-    def wait(self, timeout_s: float) -> Outcome | None:
+    def wait(self, timeout_s: float) -> Sequence[Outcome] | None:
         end = time.monotonic() + timeout_s
-        while (outcome := self.poll()) is None and time.monotonic() < end:
+        while (outcomes := self.poll()) is None and time.monotonic() < end:
             time.sleep(_WAIT_STEP_S)
-        return outcome
+        return outcomes
 
     def kill(self) -> None:
         if self.poll() is not None:
@@ -205,29 +234,28 @@ class _ForkedWrite:
         except BlockingIOError:  # another child has the other end open
             data = b""
         os.close(self._answer)
-        if data:
-            self._outcome = msgspec.json.decode(data, type=Outcome)
-        else:
-            number = status & 0x7F
+        outcomes = [msgspec.json.decode(line, type=Outcome) for line in data.splitlines()]
+        number = status & 0x7F
+        if (number or not outcomes) and len(outcomes) < len(self._drafts):
+            draft = self._drafts[len(outcomes)]
             reason = f"ended by signal {number} (9: killed, or out of memory)" if number else "ended without a word"
-            self._outcome = Outcome(error=f"checkpoint {self._draft.name}: the process that wrote it was {reason}")
+            outcomes.append(Outcome(error=f"checkpoint {draft.name}: the process that wrote it was {reason}"))
             # a process that was killed could not remove its draft
             with suppress(OSError):
-                self._draft.path.unlink()
+                draft.path.unlink()
+        self._outcomes = outcomes
         _writing.discard(self.pid)
         if not _writing:  # else they are still shared with another child, and would be copied
-            thread = threading.Thread(target=join_pages, name="headrace-pages", daemon=True)
-            thread.start()
-            _joining.add(thread)
+            start_joining()
 
 
 class _ThreadWrite:
-    """Where there is no fork: the pause is the copying."""
+    """Where there is no fork: the pause is the copying, so that one is enough at a time."""
 
     def __init__(self, make_arrays: Callable[[], Arrays], meta: CheckpointMeta, draft: Draft) -> None:
         begin = time.perf_counter()
         arrays = {name: array.copy() for name, array in make_arrays().items()}
-        self._outcome: Outcome | None = None
+        self._outcomes: Sequence[Outcome] | None = None
         self._draft = draft
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(arrays, meta), name="headrace-checkpoint", daemon=True)
@@ -240,14 +268,14 @@ class _ThreadWrite:
             written = write_draft(
                 self._draft, lambda file: write_checkpoint(_Stoppable(file, self._stop, self._draft.name), meta, arrays)
             )
-            self._outcome = Outcome(written=written, seconds=time.perf_counter() - begin)
+            self._outcomes = [Outcome(written=written, seconds=time.perf_counter() - begin)]
         except Exception as exc:  # noqa: BLE001 - an outcome, as in a child
-            self._outcome = Outcome(error=_text(exc))
+            self._outcomes = [Outcome(error=_text(exc))]
 
-    def poll(self) -> Outcome | None:
-        return None if self._thread.is_alive() else self._outcome
+    def poll(self) -> Sequence[Outcome] | None:
+        return None if self._thread.is_alive() else self._outcomes
 
-    def wait(self, timeout_s: float) -> Outcome | None:
+    def wait(self, timeout_s: float) -> Sequence[Outcome] | None:
         self._thread.join(timeout_s)
         return self.poll()
 

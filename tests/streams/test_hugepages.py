@@ -25,7 +25,7 @@ Rss:                8192 kB
 AnonHugePages:      8192 kB
 VmFlags: rd wr mr mw me ac sd hg
 7f0002000000-7f0002800000 rw-p 00000000 00:00 0
-Rss:                8192 kB
+Rss:                7168 kB
 AnonHugePages:         0 kB
 VmFlags: rd wr mr mw me ac sd
 7f0003000000-7f0003800000 r--p 00000000 fe:00 123    /usr/lib/x.so
@@ -36,11 +36,27 @@ VmFlags: rd mr mw me ac sd hg
 Rss:                1536 kB
 AnonHugePages:         0 kB
 VmFlags: rd wr mr mw me ac sd hg
+7f0005000000-7f0005400000 rw-p 00000000 00:00 0                          [heap]
+Rss:                4000 kB
+AnonHugePages:         0 kB
+VmFlags: rd wr mr mw me ac sd
+7f0006000000-7f0006400000 rw-p 00000000 00:00 0
+Rss:                4096 kB
+AnonHugePages:         0 kB
+VmFlags: rd wr mr mw me ac sd nh
+7f0007000000-7f0007400000 rw-p 00000000 fe:00 123    /usr/lib/x.so
+Rss:                4096 kB
+AnonHugePages:         0 kB
+VmFlags: rd wr mr mw me ac sd
+7f0008000000-7f0008200000 rw-p 00000000 00:00 0
+Rss:                2048 kB
+AnonHugePages:         0 kB
+VmFlags: rd wr mr mw me ac sd
 """
 
 
-def test_only_broken_memory_that_wants_huge_pages() -> None:
-    assert list(hugepages._broken(_SMAPS)) == [(0x7F0000200000, 0x600000)]
+def test_broken_memory_that_wants_huge_pages_and_dense_memory() -> None:
+    assert list(hugepages._broken(_SMAPS)) == [(0x7F0000200000, 0x600000), (0x7F0005000000, 0x400000)]
 
 
 def test_where_the_system_cannot(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.abc import MetaPathFinder
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,9 @@ import pytest
 from test_checkpoint_store import META
 
 from streams import snapshot
-from streams.checkpoint import Arrays, Checkpoint, CheckpointError, read_checkpoint
+from streams.checkpoint import Arrays, Checkpoint, CheckpointError, CheckpointMeta, read_checkpoint
 from streams.checkpoint_store import CheckpointStore
-from streams.snapshot import Child, Outcome, fork_write
+from streams.snapshot import JOBS_MAX, Child, Job, Outcome, fork_write
 from streams.store import Draft, open_store
 
 TIMEOUT_S = 60.0
@@ -72,9 +72,14 @@ def locked() -> Iterator[Callable[[], None]]:
     thread.join()
 
 
+def written_by(make_arrays: Callable[[], Arrays], meta: CheckpointMeta, draft: Draft) -> Child:
+    return fork_write([Job(make_arrays, meta, draft)])
+
+
 def outcome_of(child: Child) -> Outcome:
-    outcome = child.wait(TIMEOUT_S)
-    assert outcome is not None and child.poll() is outcome
+    outcomes = child.wait(TIMEOUT_S)
+    assert outcomes is not None and child.poll() is outcomes
+    (outcome,) = outcomes
     return outcome
 
 
@@ -96,7 +101,7 @@ def files(draft: Draft) -> list[str]:
 
 def test_the_state_is_that_of_the_fork(way: str, draft: Draft) -> None:
     array = np.arange(300_000)
-    child = fork_write(lambda: {"state": array}, META, draft)
+    child = written_by(lambda: {"state": array}, META, draft)
     array[:] = -1
     outcome = outcome_of(child)
     assert outcome.error is None and outcome.written and outcome.seconds > 0 and child.fork_s > 0
@@ -106,25 +111,74 @@ def test_the_state_is_that_of_the_fork(way: str, draft: Draft) -> None:
     assert np.array_equal(found.arrays["state"], np.arange(300_000))
     assert files(draft) == [draft.final.name]
     child.kill()
-    assert child.poll() is outcome
+    assert outcome_of(child) is outcome
 
 
 def test_two_at_once(draft: Draft, checkpoints: CheckpointStore) -> None:
     other = checkpoints.draft(msgspec.structs.replace(META, offset=7))
-    first = fork_write(lambda: {"a": np.zeros(10)}, META, draft)
-    second = fork_write(lambda: {"a": np.ones(10)}, META, other)
+    first = written_by(lambda: {"a": np.zeros(10)}, META, draft)
+    second = written_by(lambda: {"a": np.ones(10)}, META, other)
     assert outcome_of(first).error is None and outcome_of(second).error is None
 
 
 def test_for_an_object_store_the_parent_publishes(way: str, tmp_path: Path) -> None:
     store = open_store(f"memory://{tmp_path.name}", scratch=tmp_path)
     draft = CheckpointStore(store, META.group).draft(META)
-    assert outcome_of(fork_write(lambda: {"a": np.arange(3)}, META, draft)).error is None
+    assert outcome_of(written_by(lambda: {"a": np.arange(3)}, META, draft)).error is None
     assert not store.list()
     CheckpointStore(store, META.group).publish(draft)
     with store.open(draft.name) as file:
         assert read_checkpoint(file, draft.name).arrays["a"].tolist() == [0, 1, 2]
     assert list(tmp_path.iterdir()) == []
+
+
+# Several together
+
+
+def jobs_of(checkpoints: CheckpointStore, makes: Sequence[Callable[[], Arrays]]) -> list[Job]:
+    metas = [msgspec.structs.replace(META, offset=i) for i in range(len(makes))]
+    return [Job(make, meta, checkpoints.draft(meta)) for make, meta in zip(makes, metas, strict=True)]
+
+
+def test_several_of_one_fork(checkpoints: CheckpointStore) -> None:
+    """An error of one is none of the others; more than fit wait for another time."""
+    makes: list[Callable[[], Arrays]] = [lambda i=i: {"a": np.array([i])} for i in range(JOBS_MAX + 2)]  # type: ignore[misc]
+    makes[1] = failing(RuntimeError("\U0001f600" * 10_000))
+    jobs = jobs_of(checkpoints, makes)
+    outcomes = fork_write(jobs).wait(TIMEOUT_S)
+    assert outcomes is not None and [bool(one.error) for one in outcomes] == [i == 1 for i in range(JOBS_MAX)]
+    assert [read(job.draft).arrays["a"].tolist() for i, job in enumerate(jobs[:JOBS_MAX]) if i != 1] == [
+        [i] for i in range(JOBS_MAX) if i != 1
+    ]
+    assert len(files(jobs[0].draft)) == JOBS_MAX - 1
+
+
+def test_all_their_errors_can_be_told(checkpoints: CheckpointStore) -> None:
+    jobs = jobs_of(checkpoints, [failing(RuntimeError("\U0001f600" * 10_000))] * JOBS_MAX)
+    outcomes = fork_write(jobs).wait(TIMEOUT_S)
+    assert outcomes is not None and len(outcomes) == JOBS_MAX and all(one.error for one in outcomes)
+
+
+def test_large_ones_are_not_written_together(
+    checkpoints: CheckpointStore, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor where the pause is the copying."""
+    monkeypatch.setattr(snapshot, "_TOGETHER_BYTES", 3_000)
+    jobs = jobs_of(checkpoints, [lambda: {"a": np.zeros(200)}] * 5)
+    outcomes = fork_write(jobs).wait(TIMEOUT_S)
+    assert outcomes is not None and [one.error for one in outcomes] == [None] * (2 if way == "fork" else 1)
+    assert len(files(jobs[0].draft)) == len(outcomes)
+
+
+def test_what_was_written_before_a_kill_is_told(checkpoints: CheckpointStore, tmp_path: Path) -> None:
+    jobs = jobs_of(checkpoints, [lambda: {"a": np.zeros(3)}, stuck(tmp_path / "begun"), dict])
+    child = fork_write(jobs)
+    until((tmp_path / "begun").exists)
+    child.kill()
+    outcomes = child.poll()
+    assert outcomes is not None and [bool(one.error) for one in outcomes] == [False, True]
+    assert outcomes[1].error and jobs[1].draft.name in outcomes[1].error
+    assert jobs[0].draft.final and files(jobs[0].draft) == [jobs[0].draft.final.name]
 
 
 # How it ends
@@ -149,7 +203,7 @@ def failing(exc: BaseException) -> Callable[[], Arrays]:
     ids=["error", "memory", "own", "disk", "long"],
 )
 def test_an_error_comes_back_as_text(way: str, draft: Draft, exc: BaseException, text: str) -> None:
-    outcome = outcome_of(fork_write(failing(exc), META, draft)) if way == "fork" else _in_thread(exc, draft)
+    outcome = outcome_of(written_by(failing(exc), META, draft)) if way == "fork" else _in_thread(exc, draft)
     assert outcome.written is None
     with pytest.raises(RuntimeError, match=text):
         raise RuntimeError(outcome.error)
@@ -166,12 +220,12 @@ def _in_thread(exc: BaseException, draft: Draft) -> Outcome:
         def reshape(self, *_: Any, **__: Any) -> Any:
             raise exc
 
-    return outcome_of(fork_write(lambda: {"a": np.zeros(3).view(Failing)}, META, draft))
+    return outcome_of(written_by(lambda: {"a": np.zeros(3).view(Failing)}, META, draft))
 
 
 @pytest.mark.parametrize("exc", [KeyboardInterrupt(), SystemExit(3)])
 def test_no_exception_leaves_the_child(draft: Draft, exc: BaseException) -> None:
-    error = outcome_of(fork_write(failing(exc), META, draft)).error
+    error = outcome_of(written_by(failing(exc), META, draft)).error
     assert error is not None and error.startswith(type(exc).__name__)
 
 
@@ -194,14 +248,14 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 def test_kill(draft: Draft, tmp_path: Path) -> None:
-    child = fork_write(stuck(tmp_path / "begun"), META, draft)
+    child = written_by(stuck(tmp_path / "begun"), META, draft)
     until((tmp_path / "begun").exists)
     assert child.poll() is None
     assert child.wait(0.01) is None
     assert len(files(draft)) == 1
     child.kill()
-    outcome = child.poll()
-    assert outcome and outcome.error and "ended by signal 9 (9: killed, or out of memory)" in outcome.error
+    outcome = outcome_of(child)
+    assert outcome.error and "ended by signal 9 (9: killed, or out of memory)" in outcome.error
     assert files(draft) == []
     child.kill()
 
@@ -211,7 +265,7 @@ def test_a_child_that_dies(draft: Draft, tmp_path: Path, number: int) -> None:
     """Of a signal that the parent handles, too."""
     before = signal.signal(signal.SIGTERM, lambda *_: None)
     try:
-        child = fork_write(stuck(tmp_path / "begun"), META, draft)
+        child = written_by(stuck(tmp_path / "begun"), META, draft)
         until((tmp_path / "begun").exists)
         os.kill(child.pid, number)
         outcome = outcome_of(child)
@@ -222,17 +276,17 @@ def test_a_child_that_dies(draft: Draft, tmp_path: Path, number: int) -> None:
 
 
 def test_a_child_that_another_part_of_the_process_waited_for(draft: Draft) -> None:
-    child = fork_write(lambda: {"a": np.zeros(3)}, META, draft)
+    child = written_by(lambda: {"a": np.zeros(3)}, META, draft)
     os.waitpid(child.pid, 0)
     assert outcome_of(child).error is None
 
 
 def test_kill_in_a_thread(draft: Draft, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "fork")
-    child = fork_write(lambda: {f"a{i}": np.random.default_rng(i).random(500_000) for i in range(40)}, META, draft)
+    child = written_by(lambda: {f"a{i}": np.random.default_rng(i).random(500_000) for i in range(40)}, META, draft)
     child.kill()
-    outcome = child.poll()
-    assert outcome and outcome.error == f"checkpoint {draft.name}: the writing was stopped"
+    outcome = outcome_of(child)
+    assert outcome.error == f"checkpoint {draft.name}: the writing was stopped"
     assert files(draft) == []
 
 
@@ -243,7 +297,7 @@ def test_no_process_to_be_had(draft: Draft, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(os, "fork", refuse)
     before = descriptors()
     with pytest.raises(CheckpointError, match=r"unwritable: no process to write it: .*Cannot allocate.*; free memory"):
-        fork_write(dict, META, draft)
+        written_by(dict, META, draft)
     assert descriptors() == before
     assert not signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
@@ -251,7 +305,7 @@ def test_no_process_to_be_had(draft: Draft, monkeypatch: pytest.MonkeyPatch) -> 
 def test_no_descriptor_is_left_open(draft: Draft) -> None:
     before = descriptors()
     for _ in range(3):
-        assert outcome_of(fork_write(lambda: {"a": np.zeros(3)}, META, draft)).error is None
+        assert outcome_of(written_by(lambda: {"a": np.zeros(3)}, META, draft)).error is None
     until(lambda: descriptors() == before)  # the thread that joins pages has a file open for a moment
 
 
@@ -293,8 +347,8 @@ def test_it_imports_logs_and_finalises_nothing(
     gc.set_threshold(1)
     monkeypatch.setattr(sys, "meta_path", [_NoImports()])
     try:
-        outcome = outcome_of(fork_write(make, META, draft))
-        second = outcome_of(fork_write(failing(ValueError("an error's text imports nothing either")), META, draft))
+        outcome = outcome_of(written_by(make, META, draft))
+        second = outcome_of(written_by(failing(ValueError("an error's text imports nothing either")), META, draft))
     finally:
         gc.set_threshold(*threshold)
         logging.getLogger().removeHandler(handler)
@@ -306,7 +360,7 @@ def test_it_imports_logs_and_finalises_nothing(
 def test_it_keeps_no_socket_and_is_nice(draft: Draft, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        child = fork_write(stuck(tmp_path / "begun"), META, draft)
+        child = written_by(stuck(tmp_path / "begun"), META, draft)
         until((tmp_path / "begun").exists)
     try:
         with socket.create_server(("127.0.0.1", port)):
@@ -329,7 +383,7 @@ def test_the_parent_s_handlers_do_not_run_in_it(draft: Draft) -> None:
         return {}
 
     try:
-        assert outcome_of(fork_write(make, META, draft)).error is None
+        assert outcome_of(written_by(make, META, draft)).error is None
         os.kill(os.getpid(), signal.SIGUSR1)
         assert seen == [signal.SIGUSR1]
     finally:
@@ -347,7 +401,7 @@ def test_the_warning_of_threads_does_not_cost_the_child(draft: Draft, monkeypatc
         return pid
 
     monkeypatch.setattr(os, "fork", fork)
-    assert outcome_of(fork_write(lambda: {"a": np.zeros(3)}, META, draft)).error is None
+    assert outcome_of(written_by(lambda: {"a": np.zeros(3)}, META, draft)).error is None
 
 
 def test_pages_are_joined_when_the_last_child_has_ended(
@@ -360,8 +414,8 @@ def test_pages_are_joined_when_the_last_child_has_ended(
         may_end.wait(60)
 
     monkeypatch.setattr(snapshot, "join_pages", join_pages)
-    waiting = fork_write(stuck(tmp_path / "begun"), META, draft)
-    assert outcome_of(fork_write(dict, META, Draft("n", tmp_path / "n", None, "u"))).error is None
+    waiting = written_by(stuck(tmp_path / "begun"), META, draft)
+    assert outcome_of(written_by(dict, META, Draft("n", tmp_path / "n", None, "u"))).error is None
     assert joined == []
     waiting.kill()
     until(lambda: bool(joined))

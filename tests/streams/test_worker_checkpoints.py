@@ -8,6 +8,8 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +22,7 @@ from streams.checkpoints import Checkpoints, CheckpointSettings
 from streams.errors import FatalError
 from streams.log import TP, Log, RecordBatch, connect
 from streams.recovery import Assigned, Progress
-from streams.snapshot import pages_are_joined
+from streams.snapshot import JOBS_MAX, pages_are_joined
 from streams.store import open_store
 
 __all__ = ["log", "new_id"]
@@ -188,12 +190,63 @@ def test_a_worker_that_leaves_while_it_writes_writes_again(tmp_path: Path) -> No
     pipeline, task, tp = CountingPipeline("in", "out"), SlowToWrite(), TP("in", 0)
     store = kept(tmp_path, "g")
     checkpoints = Checkpoints(store, "g", pipeline.state_of, CheckpointSettings(interval_s=0.0))
-    until(pages_are_joined, 60)  # that a test before this one broke
-    checkpoints.step({tp: task}, lambda tp: 7)
-    assert checkpoints.writing
+
+    def begun() -> bool:
+        checkpoints.step({tp: task}, lambda tp: 7)
+        return checkpoints.writing
+
+    until(begun, 60)  # once pages are joined
     task.seconds = 0.0
     checkpoints.finish({tp: task}, 10.0)
     assert store.offsets(SERIES[0]) == [7]
+
+
+def test_partitions_have_their_checkpoints_by_one_fork(tmp_path: Path) -> None:
+    """Each pauses all stages: those that are due soon come along, and those that the child did not come to follow."""
+    store, pipeline = kept(tmp_path, "g"), CountingPipeline("in", "out")
+    tasks = {TP("in", partition): SlowToWrite() for partition in range(JOBS_MAX + 2)}
+    for task in tasks.values():
+        task.seconds = 0.0
+    checkpoints = Checkpoints(store, "g", pipeline.state_of, CheckpointSettings(interval_s=0.0))
+
+    def written(partitions: int) -> bool:
+        checkpoints.step(tasks, lambda tp: 7)
+        return checkpoints.written == partitions
+
+    until(lambda: written(JOBS_MAX), 60)
+    assert checkpoints.pauses.count == 1
+    until(lambda: written(JOBS_MAX + 2), 60)
+    assert checkpoints.pauses.count == 2
+    assert all(store.offsets(Series("count", "", tp.partition)) == [7] for tp in tasks)
+
+
+def test_one_that_fails_is_no_other_s_failure(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store, pipeline = kept(tmp_path, "g"), CountingPipeline("in", "out")
+    tasks: dict[TP, Any] = {TP("in", 0): SlowToWrite(), TP("in", 1): object(), TP("in", 2): SlowToWrite()}
+    tasks[TP("in", 1)] = Mock(next_offset=7, state=Mock(side_effect=ValueError("a bad state")))
+    tasks[TP("in", 0)].seconds = tasks[TP("in", 2)].seconds = 0.0
+    checkpoints = Checkpoints(store, "g", pipeline.state_of)
+    checkpoints.finish(tasks, 30.0)
+    assert [store.offsets(SERIES[partition]) for partition in range(3)] == [[7], [], [7]]
+    assert "no checkpoint of in/1: ValueError: a bad state" in caplog.text
+
+
+def test_what_was_written_in_time_is_kept_by_a_worker_that_leaves(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, pipeline = kept(tmp_path, "g"), CountingPipeline("in", "out")
+    tasks = {TP("in", partition): SlowToWrite() for partition in range(3)}
+    tasks[TP("in", 0)].seconds = 0.0
+    checkpoints = Checkpoints(store, "g", pipeline.state_of)
+    with caplog.at_level(logging.INFO):
+        checkpoints.finish(tasks, 3.0)
+    assert [store.offsets(SERIES[partition]) for partition in range(3)] == [[7], [], []]
+    assert [f"no time for a checkpoint of in/{partition}" in caplog.text for partition in range(3)] == [
+        False,
+        True,
+        True,
+    ]
+    assert not checkpoints.writing
 
 
 def test_a_group_that_began_in_a_log_without_its_beginning_misses_nothing(tmp_path: Path) -> None:
@@ -214,7 +267,8 @@ def test_a_task_within_a_block_has_its_turn_another_time(tmp_path: Path, monkeyp
     task.seconds = 0.0
     store = kept(tmp_path, "g")
     checkpoints = Checkpoints(store, "g", pipeline.state_of, CheckpointSettings(interval_s=0.0))
-    until(pages_are_joined, 60)  # that a test before this one broke
+    checkpoints.step({tp: task}, lambda tp: 7, {tp})
+    until(pages_are_joined, 60)
     checkpoints.step({tp: task}, lambda tp: 7, {tp})
     with monkeypatch.context() as patch:
         patch.setattr("streams.checkpoints.pages_are_joined", lambda: False)
