@@ -35,7 +35,7 @@ from streams.listeners import FromStart
 from streams.log import Log, OutBatch, connect
 from streams.simulator import World
 from streams.simulator_stream import stream
-from streams.topics import FRAUD_SCORES, TRANSACTIONS, all_topics
+from streams.topics import FRAUD_SCORES, LABELS, TRANSACTIONS, all_topics
 
 __all__ = ["run", "slope"]
 
@@ -45,8 +45,10 @@ _START_MS = 1_104_710_400_000
 #: events of a card and day in the simulated world; days of a run at the guessed rate, and until no window grows
 _PER_CARD_AND_DAY, _DAYS, _FULL_DAYS = 2, 300, 60
 _CARDS_MIN, _CARDS_MAX = 200, 100_000
-_GUESSED_RATE = 2_000
-_MEASURED_EVENTS = 50_000
+_GUESSED_RATE = 10_000
+#: how long it is measured, of which the first quarter does not count, and the events that are on their way meanwhile
+_MEASURED_S, _ON_THEIR_WAY = 20.0, 20_000
+_FIRST_LABELS = 1_000
 #: how long what was sent last may take, and a worker to join
 _DRAIN_S, _JOIN_S = 120.0, 180.0
 _SLICES = 10
@@ -93,6 +95,7 @@ class _Soak:
     rate: float | None
     tally: Tally = field(default_factory=Tally)
     sent: int = 0
+    labels: int = 0
     capacity: float = 0.0
     ended: threading.Event = field(default_factory=threading.Event)
     read: threading.Event = field(default_factory=threading.Event)
@@ -109,21 +112,31 @@ class _Soak:
         world = World(1, start_ms=_START_MS, cards=cards, terminals=2 * cards)
         chunks = (chunk.batches() for chunk in stream(world, 0, rate=per_chunk, chunk_s=1.0))
         if self.rate is None:
-            began = time.perf_counter()
-            producer = self.log.producer()
-            for batches in chunks:
-                self._send(producer, batches, time.perf_counter())
-                if self.sent >= _MEASURED_EVENTS:
-                    break
-            producer.flush(60.0)
-            producer.close()
-            # the last ones wait for what comes after them
-            self._wait(lambda: self.tally.count >= 0.95 * self.sent, "the scores of the measurement")
-            self.capacity = self.tally.count / (time.perf_counter() - began)
+            self.capacity = self._measure(chunks)
             self.rate = self.capacity / 2
         self.tally.next_slice()
         self.threads.append(_Thread("soak-send", lambda: self._pace(chunks)))
         self.threads.append(_Thread("soak-second", lambda: self._come_and_go(rebalance_s)))
+
+    def _measure(self, chunks: Iterator[list[OutBatch]]) -> float:
+        """Scores per second with all parts of this run at work, as far as one worker and the machine can."""
+        producer = self.log.producer()
+        began = since_s = time.perf_counter()
+        since = 0
+        for batches in chunks:
+            if self.labels >= _FIRST_LABELS:  # in all partitions: until then all rows wait for them
+                self._wait(lambda: self.sent - self.tally.count < _ON_THEIR_WAY, "the scores of the measurement")
+            now = time.perf_counter()
+            if not self.tally.count:
+                began = now
+            self._send(producer, batches, now)
+            if not since and now - began >= _MEASURED_S / 4:
+                since_s, since = now, self.tally.count
+            if now - began >= _MEASURED_S:
+                break
+        producer.flush(60.0)
+        producer.close()
+        return (self.tally.count - since) / (time.perf_counter() - since_s)
 
     def check(self) -> None:
         """BenchError: one of the threads or the worker has ended."""
@@ -161,6 +174,8 @@ class _Soak:
                 ids = [int(value.split(b":", 1)[1].split(b",", 1)[0]) for value in out.values if value is not None]
                 self.tally.plan(ids, planned_s)
                 self.sent += len(ids)
+            elif out.topic == LABELS:
+                self.labels += len(out)
             done = producer.send(out)
             while done < len(out):
                 producer.poll(0.01)
