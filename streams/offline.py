@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ from streams.errors import ConfigError
 from streams.files import file_kind, read_values
 from streams.log import TP, RecordBatch
 from streams.pipelines.fraud_stages import CardStage, StageSettings, TerminalStage
+from streams.quality import QualityCounters
 from streams.time_order import order_by_time
 
 __all__ = [
@@ -33,6 +35,7 @@ __all__ = [
     "read_events",
     "read_interactions",
     "read_labels",
+    "read_rows",
     "time_order",
 ]
 
@@ -182,32 +185,48 @@ def block_of(schema: EventSchema, columns: Mapping[str, Any]) -> Block:
     return block
 
 
-def read_events(path: Path, rejected: list[Dead] | None = None, *, keep_extra: bool = False) -> Block:
-    """The transactions of a .parquet or .jsonl file that are valid by `features.schema`, in file order.
+def read_events(
+    path: Path,
+    rejected: list[Dead] | None = None,
+    *,
+    keep_extra: bool = False,
+    quality: QualityCounters | None = None,
+) -> Block:
+    """The transactions of a file, as `read_rows`."""
+    return read_rows(path, TRANSACTIONS, rejected, keep_extra=keep_extra, quality=quality)
 
-    ``Block.offsets`` are row numbers in the file (blank lines of JSONL do not count), ``timestamps`` event times.
-    Invalid rows are appended to ``rejected`` with their row number and the reason that the live codec gives; where no
-    list is given a warning says how many there were and why. ``keep_extra`` fills ``Block.extra`` with the fields
-    that are not the schema's. ConfigError for a file that is not there, not readable or lacks a column.
-    """
-    return _read(path, TRANSACTIONS, rejected, keep_extra)
 
-
-def read_labels(path: Path, rejected: list[Dead] | None = None) -> Block:
-    """The labels of a file, as `read_events`."""
-    return _read(path, TRANSACTION_LABELS, rejected, False)
+def read_labels(path: Path, rejected: list[Dead] | None = None, *, quality: QualityCounters | None = None) -> Block:
+    """The labels of a file, as `read_rows`."""
+    return read_rows(path, TRANSACTION_LABELS, rejected, quality=quality)
 
 
 def read_interactions(path: Path, rejected: list[Dead] | None = None) -> Block:
-    """The interactions of a file, as `read_events`."""
-    return _read(path, INTERACTIONS, rejected, False)
+    """The interactions of a file, as `read_rows`."""
+    return read_rows(path, INTERACTIONS, rejected)
 
 
-def _read(path: Path, schema: EventSchema, rejected: list[Dead] | None, keep_extra: bool) -> Block:
+def read_rows(
+    path: Path,
+    schema: EventSchema,
+    rejected: list[Dead] | None = None,
+    *,
+    keep_extra: bool = False,
+    quality: QualityCounters | None = None,
+) -> Block:
+    """The rows of a .parquet or .jsonl file that are valid by the schema, in file order.
+
+    ``Block.offsets`` are row numbers in the file (blank lines of JSONL do not count), ``timestamps`` event times.
+    Invalid rows are appended to ``rejected`` with their row number and the reason that the live codec gives; where no
+    list is given a warning says how many there were and why. ``quality`` counts by field what was missing, refused or
+    mended, as a worker counts it in the same records. ``keep_extra`` fills ``Block.extra`` with the fields that are
+    not the schema's. ConfigError for a file that is not there, not readable or lacks a column.
+    """
     path = Path(path)
     dead: list[Dead] = []
+    found = QualityCounters() if quality is None else quality
     read = _read_parquet if file_kind(path) == "parquet" else _read_jsonl
-    block = read(path, schema, dead, keep_extra)
+    block = read(path, schema, dead, found, keep_extra)
     block.timestamps = block.columns[schema.time].astype(np.int64, copy=False)
     if rejected is not None:
         rejected += dead
@@ -220,18 +239,22 @@ def _read(path: Path, schema: EventSchema, rejected: list[Dead] | None, keep_ext
     return block
 
 
-def _read_jsonl(path: Path, schema: EventSchema, dead: list[Dead], keep_extra: bool) -> Block:
+def _read_jsonl(path: Path, schema: EventSchema, dead: list[Dead], found: QualityCounters, keep_extra: bool) -> Block:
     def numbered() -> Iterator[tuple[IntArray, list[bytes]]]:
         start = 0
         for values in read_values(path):
             yield np.arange(start, start + len(values), dtype=np.int64), values
             start += len(values)
 
-    return _decoded(schema, numbered(), dead, keep_extra)
+    return _decoded(schema, numbered(), dead, found, keep_extra)
 
 
 def _decoded(
-    schema: EventSchema, parts: Iterator[tuple[IntArray, list[bytes]]], dead: list[Dead], keep_extra: bool
+    schema: EventSchema,
+    parts: Iterator[tuple[IntArray, list[bytes]]],
+    dead: list[Dead],
+    found: QualityCounters,
+    keep_extra: bool,
 ) -> Block:
     """(row numbers, JSON values) through the live codec; a record without timestamp is never in the future."""
     decoder = Decoder(schema)
@@ -240,6 +263,7 @@ def _decoded(
         blocks.append(_decode(decoder, numbers, values, dead))
         if not keep_extra:
             blocks[-1].extra = None
+    found.update(decoder.quality)
     # the block without rows has columns of integers, whatever the others hold
     return Block.concat([b for b in blocks if len(b)] or blocks[:1])
 
@@ -254,7 +278,7 @@ def _decode(decoder: Decoder, numbers: IntArray, values: list[bytes], dead: list
     return block
 
 
-def _read_parquet(path: Path, schema: EventSchema, dead: list[Dead], keep_extra: bool) -> Block:
+def _read_parquet(path: Path, schema: EventSchema, dead: list[Dead], found: QualityCounters, keep_extra: bool) -> Block:
     """Columns straight to numpy; rows with a value that is not plainly right go through the codec as JSON."""
     try:
         file = pq.ParquetFile(path)
@@ -277,12 +301,15 @@ def _read_parquet(path: Path, schema: EventSchema, dead: list[Dead], keep_extra:
     extra_names = [name for name in table.column_names if name not in schema.names]
     if extra_names and keep_extra:
         block.extra = list(_json_rows(table.select(extra_names)))
+    for spec in schema.fields:
+        if not spec.required:
+            found.add(spec.name, "missing", int(np.count_nonzero(_absent(block, spec) & plain)))
     if plain.all():
         return block
     odd = np.flatnonzero(~plain)
     chunks = (odd[i : i + _DECODE_ROWS] for i in range(0, len(odd), _DECODE_ROWS))
     parts = ((numbers, list(_json_rows(table.take(numbers)))) for numbers in chunks)
-    mended = _decoded(schema, parts, dead, keep_extra)
+    mended = _decoded(schema, parts, dead, found, keep_extra)
     if len(mended) == 0:
         return block.take(plain)
     if not plain.any():
@@ -298,22 +325,36 @@ def _without_views(table: pa.Table) -> pa.Table:
 
 
 def _json_rows(table: pa.Table) -> Iterator[bytes]:
-    """The rows as `headrace produce` sends them; values that JSON has no form for as text."""
+    """The rows as `headrace produce` sends them, which refuses a column that JSON has no form for: here it is text."""
     names = table.column_names
     for batch in table.to_batches(max_chunksize=_DECODE_ROWS):
         columns = [column.to_pylist() for column in batch.columns]
         for row in zip(*columns, strict=True):
-            yield orjson.dumps(dict(zip(names, row, strict=True)), default=str)
+            yield orjson.dumps(dict(zip(names, row, strict=True)), default=_plain_json)
+
+
+def _plain_json(value: Any) -> float | str:
+    """What JSON has no form for; a decimal is sent as a number."""
+    return float(value) if isinstance(value, Decimal) else str(value)
+
+
+def _absent(block: Block, spec: Field) -> BoolArray:
+    """(n,) rows without the optional field."""
+    if spec.kind != "id":
+        return np.asarray(np.isnan(block.columns[spec.name]))
+    return ~block.columns[present_column(spec.name)].astype(np.bool_, copy=False)
 
 
 def _fill(block: Block, spec: Field, column: pa.ChunkedArray | None, plain: BoolArray) -> None:
     """Puts the field into the block; ``plain`` becomes False where the value must be looked at."""
     n = len(plain)
-    if not spec.required:
+    if spec.kind == "id" and not spec.required:
         present = np.zeros(n, np.bool_) if column is None else np.asarray(column.is_valid())
         block.columns[present_column(spec.name)] = present
     if column is not None and pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
+    if column is not None and (spec.trim or spec.categories):
+        plain[:] = False  # the codec looks each value up, or mends it
     if spec.kind == "id":
         block.ids[spec.name] = _id_column(spec, column, plain)
     else:
@@ -342,18 +383,24 @@ def _number_column(
     if column is None or not readable:
         if column is not None or spec.required:
             plain[:] = False
-        return np.zeros(len(plain), dtype)
+        return np.full(len(plain), np.nan if spec.kind == "number" else 0, dtype)
+    absent = np.zeros(len(plain), np.bool_)
     if column.null_count:
-        if spec.required:
-            plain &= np.asarray(column.is_valid())
+        absent = ~np.asarray(column.is_valid())
         column = pc.fill_null(column, 0)
     values = np.asarray(column)
+    good = ~absent
     if values.dtype == np.uint64:
-        plain &= values < 2**63
+        good &= values < 2**63
     out = values.astype(dtype, copy=False)
-    plain &= np.isfinite(out)
+    good &= np.isfinite(out)
     if spec.minimum is not None:
-        plain &= out >= spec.minimum
+        good &= out >= spec.minimum
     if spec.maximum is not None:
-        plain &= out <= spec.maximum
+        good &= out <= spec.maximum
+    if not spec.required:
+        good |= absent
+        if spec.kind == "number" and absent.any():
+            out = np.where(absent, np.nan, out)
+    plain &= good
     return out

@@ -5,7 +5,7 @@
     missing          absent or null; the record is a dead letter where the field is required, else a row
     clipped          set to the nearer bound (`features.schema.Field.clip`); a row
     trimmed          white space at its ends removed (``trim``); a row
-    unseen_category  an id that is none of the field's ``categories``; a row
+    unseen_category  none of the field's ``categories``: an id, a row; a ``choice``, the record is a dead letter
     unreadable       of the record, so of field "": not JSON, not an object, null, too large or too deep; a dead letter
 
 Each value has its verdict whatever else is in its record: one record with two wrong fields counts in both and is one
@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-__all__ = ["RECORD", "Finding", "QualityCounters", "in_words"]
+__all__ = ["RECORD", "Finding", "QualityCounters", "by_topic", "in_words"]
 
 Finding = Literal["missing", "out_of_range", "clipped", "trimmed", "unseen_category", "wrong_type", "unreadable"]
 
@@ -76,3 +76,8 @@ class QualityCounters:
         for name, finding in sorted(self._counts):
             out.setdefault(name, {})[finding] = self._counts[name, finding]
         return out
+
+
+def by_topic(counters: Mapping[str, QualityCounters]) -> dict[str, dict[str, dict[str, int]]]:
+    """By topic and field, how often each finding was made; topics without any are left out."""
+    return {topic: of.to_dict() for topic, of in counters.items() if of}

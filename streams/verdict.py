@@ -35,7 +35,8 @@ def why_bad(spec: Field, value: Any, timestamp_ms: int) -> Verdict | None:
         return Verdict("missing", f"{spec.name}: missing or null; send {_wanted(spec)}")
     wrong_type, why = _WHY_BAD.get(spec.kind, _why_bad_number)(spec, value)
     if why is not None:
-        finding: Finding = "wrong_type" if wrong_type else "out_of_range"
+        outside: Finding = "unseen_category" if spec.kind == "choice" else "out_of_range"
+        finding: Finding = "wrong_type" if wrong_type else outside
         return Verdict(finding, f"{spec.name} {_shown(value)}: {why}; send {_wanted(spec)}")
     if spec.future_ms_max is not None and timestamp_ms >= 0 and value > timestamp_ms + spec.future_ms_max:
         ahead = value - timestamp_ms

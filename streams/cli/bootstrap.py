@@ -88,6 +88,7 @@ def run(args: argparse.Namespace) -> int:
         "labels": 0 if inputs.labels is None else len(inputs.labels),
         "invalid_events": inputs.invalid_events,
         "invalid_labels": inputs.invalid_labels,
+        "quality": inputs.quality,
         "newest_event_ms": newest_ms,
         "oldest_behind_seam_ms": oldest_ms,
         "seconds": round(time.perf_counter() - started, 3),
@@ -97,6 +98,8 @@ def run(args: argparse.Namespace) -> int:
         print_json(figures)
     else:
         _print(figures)
+        for line in inputs.quality_lines():
+            print(line)
     return EXIT_OK
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 EXAMPLE = "headrace features --from transactions.parquet --labels labels.parquet --to features.parquet"
 
 _MEMORY_NOTE = "memory: of the state that the features of an entity share"
+_TILES_NOTE = 'window "30d by 1d": of whole tiles of 1d, so that either edge is off by less than one tile'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,12 +69,14 @@ def run(args: argparse.Namespace) -> int:
     counts = inputs.counts(made)
     if args.json:
         rate = round(len(inputs.events) / seconds, 1)
-        print_json({**counts, "seconds": round(seconds, 3), "rows_per_s": rate})
+        print_json({**counts, "quality": inputs.quality, "seconds": round(seconds, 3), "rows_per_s": rate})
     else:
         print(
             f"{counts['rows']:,} rows with {len(inputs.settings.features)} features in {args.to}, {seconds:.1f} s "
             f"({counts['duplicates']:,} duplicates left out, {counts['late']:,} late)"
         )
+        for line in inputs.quality_lines():
+            print(line)
     return EXIT_OK
 
 
@@ -103,7 +106,9 @@ def _describe(features: FeatureSet, *, as_json: bool) -> int:
         print_json({"name": features.name, "schema_hash": features.schema_hash, "features": rows})
         return EXIT_OK
     columns = {title: [row[title] for row in rows] for title in rows[0]}
-    note = _MEMORY_NOTE if any(columns.get("memory", [])) else None
+    notes = [_MEMORY_NOTE] if any(columns["memory"]) else []
+    notes += [_TILES_NOTE] if any(" by " in window for window in columns["window"]) else []
+    note = "\n".join(notes)
     if sys.stdout.isatty():
         _print_table(f"{features.name}: {len(features)} features", columns, note)
         return EXIT_OK
@@ -116,12 +121,12 @@ def _describe(features: FeatureSet, *, as_json: bool) -> int:
     return EXIT_OK
 
 
-def _print_table(title: str, columns: dict[str, list[str]], note: str | None) -> None:
+def _print_table(title: str, columns: dict[str, list[str]], note: str) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, caption=note, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left")
+    table = Table(title=title, caption=note or None, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left")
     for name in columns:
         table.add_column(name, overflow="fold")
     for cells in zip(*columns.values(), strict=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,13 +101,15 @@ def add_alias(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What the files hold: valid rows as Blocks, and how many others there were."""
+    """What the files hold: valid rows as Blocks, how many others there were, and what was found wrong by topic and
+    field (`streams.quality`), as a worker counts it."""
 
     events: Block
     labels: Block | None
     settings: StageSettings
     invalid_events: int
     invalid_labels: int
+    quality: Mapping[str, Mapping[str, Mapping[str, int]]]
 
     def features(self, order: OfflineOrder) -> OfflineFeatures:
         """Their features, with a progress bar."""
@@ -129,6 +131,12 @@ class Inputs:
             "invalid_labels": self.invalid_labels,
         }
 
+    def quality_lines(self) -> list[str]:
+        """What was found wrong, a line for each topic."""
+        from streams.quality import in_words
+
+        return [f"{topic}: {in_words(found)}" for topic, found in self.quality.items()]
+
 
 def add_set(parser: argparse.ArgumentParser) -> None:
     """``--set``: which features."""
@@ -140,25 +148,28 @@ def read_inputs(args: argparse.Namespace, features: FeatureSet, *, keep_extra: b
 
     HeadraceError when no event is valid, or no label of a file that has some.
     """
+    from features.schema import TRANSACTION_LABELS, TRANSACTIONS
     from streams.config import load_settings
     from streams.offline import read_events, read_labels
     from streams.pipelines.fraud_stages import StageSettings
+    from streams.quality import QualityCounters, by_topic
 
     settings = load_settings(args.config)
     bad_events: list[Dead] = []
     bad_labels: list[Dead] = []
-    events = read_events(args.source, bad_events, keep_extra=keep_extra)
+    found = {TRANSACTIONS.topic: QualityCounters(), TRANSACTION_LABELS.topic: QualityCounters()}
+    events = read_events(args.source, bad_events, keep_extra=keep_extra, quality=found[TRANSACTIONS.topic])
     report_invalid(args.source, len(events), bad_events)
     if len(events) == 0:
         raise HeadraceError(f"--from {args.source}: no valid transaction in it; give a file of transactions")
     labels = None
     if args.labels is not None:
-        labels = read_labels(args.labels, bad_labels)
+        labels = read_labels(args.labels, bad_labels, quality=found[TRANSACTION_LABELS.topic])
         report_invalid(args.labels, len(labels), bad_labels)
         if bad_labels and len(labels) == 0:  # every risk would be 0; a file without any row says so on purpose
             raise HeadraceError(f"--labels {args.labels}: no valid label in it; mend the file, or leave --labels out")
     stages = StageSettings(features, settings.allowed_lateness_ms, settings.dedupe_ms, settings.dedupe_entries)
-    return Inputs(events, labels, stages, len(bad_events), len(bad_labels))
+    return Inputs(events, labels, stages, len(bad_events), len(bad_labels), by_topic(found))
 
 
 def report_invalid(path: Path | str, valid: int, bad: Sequence[Dead], where: str = "") -> None:

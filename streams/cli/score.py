@@ -72,12 +72,15 @@ def run(args: argparse.Namespace) -> int:
     counts = inputs.counts(made)
     rate = len(inputs.events) / seconds
     if args.json:
-        print_json({**counts, "model": slot.label, "seconds": round(seconds, 3), "rows_per_s": round(rate, 1)})
+        figures = {**counts, "quality": inputs.quality, "model": slot.label}
+        print_json({**figures, "seconds": round(seconds, 3), "rows_per_s": round(rate, 1)})
     else:
         print(
             f"{counts['rows']:,} scores by {slot.label} in {args.to}, {seconds:.1f} s ({rate:,.0f} rows/s; "
             f"{counts['duplicates']:,} duplicates left out, {counts['late']:,} late)"
         )
+        for line in inputs.quality_lines():
+            print(line)
     return EXIT_OK
 
 

@@ -128,10 +128,10 @@ def run(args: argparse.Namespace) -> int:
     report = None
     if not args.no_report:
         report = write_report(args.report or registry.resolve(manifest.label), manifest, trained)
-    return _say(args, manifest, report)
+    return _say(args, inputs, manifest, report)
 
 
-def _say(args: argparse.Namespace, manifest: Manifest, report: Path | None) -> int:
+def _say(args: argparse.Namespace, inputs: Inputs, manifest: Manifest, report: Path | None) -> int:
     """What came of it."""
     from streams.train_report import METRIC_TITLES
 
@@ -149,6 +149,7 @@ def _say(args: argparse.Namespace, manifest: Manifest, report: Path | None) -> i
                 "conformal": manifest.conformal,
                 "search": {k: v for k, v in training.get("search", {}).items() if k != "tried"} or None,
                 "budget": training.get("budget"),
+                "quality": inputs.quality,
                 "report": None if report is None else str(report),
             }
         )
@@ -159,7 +160,7 @@ def _say(args: argparse.Namespace, manifest: Manifest, report: Path | None) -> i
     print(f"test:  {metrics['rows']:,} rows, {metrics['frauds']:,} frauds; in brackets: 95% intervals over cards")
     for name, title in METRIC_TITLES.items():
         print(f"  {title:26} {metrics[name]:.4f}  [{intervals[name]['low']:.4f}, {intervals[name]['high']:.4f}]")
-    for line in _found(manifest):
+    for line in [*_found(manifest), *inputs.quality_lines()]:
         print(line)
     if report is not None:
         print(f"report: {report}")

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from features.schema import EventSchema
     from streams.codec import Dead
     from streams.log import TP, Log
+    from streams.quality import QualityCounters
 
 __all__ = ["topic_inputs"]
 
@@ -30,12 +31,13 @@ def topic_inputs(args: argparse.Namespace, features: FeatureSet, end_ms: int) ->
     from streams.config import load_settings
     from streams.errors import HeadraceError
     from streams.pipelines.fraud_stages import StageSettings
+    from streams.quality import by_topic
 
     settings = load_settings(args.config, overrides={"bootstrap": args.bootstrap})
     log = await_broker(settings)
     with progress("records", None) as advance:
-        events, bad_events = _read(log, TRANSACTIONS, advance)
-        labels, bad_labels = _read(log, TRANSACTION_LABELS, advance)
+        events, bad_events, events_quality = _read(log, TRANSACTIONS, advance)
+        labels, bad_labels, labels_quality = _read(log, TRANSACTION_LABELS, advance)
     for schema, valid, bad in ((TRANSACTIONS, events, bad_events), (TRANSACTION_LABELS, labels, bad_labels)):
         where = "{0.topic}/{0.partition}/{1}".format(*bad[0]) if bad else ""
         report_invalid(schema.topic, len(valid), [dead for _, _, dead in bad], where)
@@ -46,11 +48,15 @@ def topic_inputs(args: argparse.Namespace, features: FeatureSet, end_ms: int) ->
             "that the topic holds"
         )
     stages = StageSettings(features, settings.allowed_lateness_ms, settings.dedupe_ms, settings.dedupe_entries)
-    return Inputs(events, labels, stages, len(bad_events), len(bad_labels))
+    quality = by_topic({TRANSACTIONS.topic: events_quality, TRANSACTION_LABELS.topic: labels_quality})
+    return Inputs(events, labels, stages, len(bad_events), len(bad_labels), quality)
 
 
-def _read(log: Log, schema: EventSchema, progress: Callable[[int], None]) -> tuple[Block, list[tuple[TP, int, Dead]]]:
-    """The valid records of the topic, partition by partition, and the others with their partition and offset."""
+def _read(
+    log: Log, schema: EventSchema, progress: Callable[[int], None]
+) -> tuple[Block, list[tuple[TP, int, Dead]], QualityCounters]:
+    """The valid records of the topic, partition by partition, the others with their partition and offset, and what
+    was found in the fields of both."""
     import numpy as np
 
     from features.block import Block
@@ -75,4 +81,4 @@ def _read(log: Log, schema: EventSchema, progress: Callable[[int], None]) -> tup
     whole.offsets = np.arange(len(whole), dtype=np.int64)
     # as of a file: when a record was sent does not matter
     whole.timestamps = whole.columns[schema.time].astype(np.int64, copy=False)
-    return whole, bad
+    return whole, bad, decoder.quality

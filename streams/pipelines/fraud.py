@@ -24,6 +24,7 @@ from streams.partitioner import KeyPlacement
 from streams.pipelines.fraud_stages import StageSettings
 from streams.pipelines.fraud_tasks import CardTask, LabelTask, TerminalTask
 from streams.poison import Guard
+from streams.quality import by_topic
 from streams.shedding import Shedder
 from streams.shuffle import Source
 from streams.stage import Meters
@@ -208,8 +209,7 @@ class FraudPipeline:
     def quality(self) -> dict[str, dict[str, dict[str, int]]]:
         """By topic and field, how many values were missing, out of range, mended and so on; topics without are left
         out. A record can count in several fields."""
-        counted = {TRANSACTIONS: self.transactions.quality.to_dict(), LABELS: self.labels.quality.to_dict()}
-        return {topic: fields for topic, fields in counted.items() if fields}
+        return by_topic({TRANSACTIONS: self.transactions.quality, LABELS: self.labels.quality})
 
     def figures(self) -> dict[str, int]:
         """What this worker has done since its start; once all is out, received = scored + dead_letters

@@ -6,7 +6,8 @@ offline runs (`streams.offline`) call the same `process`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -17,6 +18,7 @@ from features.arrays import Arrays, prefixed, under
 from features.block import Block, BoolArray, FloatArray, Ids, IntArray
 from features.declare import FeatureSet
 from features.engine import Dedupe, EntityWindows, LabelledWindows, StageWindows, entity_state, row_features
+from features.plan import BoundError, key_name
 from streams.partitioner import partitions_of
 from streams.shuffle import TO_ALL
 
@@ -83,7 +85,8 @@ class CardStage:
         duplicates = int(np.count_nonzero(repeated))
         rows = block.take(~repeated) if duplicates else block
         stream_time_ms = self._windows.stream_time_ms
-        matrix, late = self._windows.process(rows, wanted=wanted)
+        with _refusals_by_name(rows, "card_id"):
+            matrix, late = self._windows.process(rows, wanted=wanted)
         lateness = late_by_ms(rows.event_time_ms, stream_time_ms) if late.any() else np.zeros(len(rows), np.int64)
         columns = {name: matrix[:, j] for j, name in enumerate(self._windows.names)} if wanted else {}
         out = Block(
@@ -98,6 +101,20 @@ class CardStage:
             epoch=rows.epoch,
         )
         return CardRows(out, duplicates, lateness)
+
+
+@contextmanager
+def _refusals_by_name(rows: Block, entity: str, labels: Block | None = None) -> Iterator[None]:
+    """A `BoundError` names a key that is a text as it was sent: windows know no more of it than its hash."""
+    try:
+        yield
+    except BoundError as exc:
+        reason = str(exc)
+        for block, field, at in ((rows, entity, exc.row), (labels, "transaction_id", exc.label)):
+            if block is not None and at < len(block):
+                key = block.ids[field].take(np.array([at]))
+                reason = reason.replace(f" {key_name(key.keys()[0])},", f" {key.to_list()[0]!r},")
+        raise BoundError(reason, exc.row, exc.label) from None
 
 
 def _windows_by_card(settings: StageSettings, arrays: Arrays | None = None) -> EntityWindows | StageWindows:
@@ -185,7 +202,8 @@ class TerminalStage:
 
         ``kinds`` is the order of rows and labels in the log, True = the next label.
         """
-        return self._windows.process(rows, labels, kinds, wanted=wanted)
+        with _refusals_by_name(rows, "terminal_id", labels):
+            return self._windows.process(rows, labels, kinds, wanted=wanted)
 
     def process(self, rows: Block, labels: Block | None, kinds: BoolArray | None) -> tuple[FloatArray, BoolArray]:
         """`windows`, then `Assembly.of` them: (n, d) float64 features in the set's order, and the late mask."""

@@ -28,6 +28,7 @@ from streams.pipelines.recommend_serving import Serving
 from streams.pipelines.recommend_stages import ItemStage, ShopSettings, UserStage
 from streams.pipelines.recommend_tasks import ItemTask, UserTask
 from streams.pipelines.recommend_withdrawn import notes
+from streams.quality import by_topic
 from streams.shuffle import Source
 from streams.stage import Meters
 from streams.topics import (
@@ -184,8 +185,7 @@ class RecommendPipeline:
 
     def quality(self) -> dict[str, dict[str, dict[str, int]]]:
         """By topic and field, how many values were missing, out of range and so on; topics without are left out."""
-        counted = {INTERACTIONS: self.interactions.quality.to_dict()}
-        return {topic: fields for topic, fields in counted.items() if fields}
+        return by_topic({INTERACTIONS: self.interactions.quality})
 
     def figures(self) -> dict[str, int]:
         """What this worker has done since its start; once all is out, received = recommended + dead_letters +

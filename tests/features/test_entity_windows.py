@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+from itertools import accumulate
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,7 +13,7 @@ from features.block import Block, Ids
 from features.declare import FeatureError, FeatureSet, by
 from features.engine import EntityWindows, StateError
 from tests.features.streams_of_rows import CARDS, LATENESS_MS, TERMINALS, Op, blocks_of, long_run, runs, same_arrays
-from tests.oracles.windows import NaiveWindows
+from tests.oracles.windows import NaiveWindows, quantised
 
 
 def engine() -> EntityWindows:
@@ -80,22 +83,31 @@ def test_text_and_integer_ids_are_the_same_key() -> None:
     np.testing.assert_array_equal(matrix[:, 0], [1, 2, 1])
 
 
-def test_sums_lose_nothing_over_many_rows() -> None:
-    features = FeatureSet("sum", [by("card_id").sum("amount", "2s")]).for_entity("card_id")
-    n = 200_000
-    amounts = np.tile([1e12, 0.1, 1e-3, 3e11], n // 4)
+def test_sums_lose_nothing_over_ten_million_additions_and_removals() -> None:
+    """Every row adds a value and removes one; sums and means are those of exact rational numbers, rounded once."""
+    features = FeatureSet("sum", [by("card_id").sum("amount", "90s").mean("amount", "90s").sum("amount", "2s")])
+    n, size = 5_000_000, 50_000
+    rng = np.random.default_rng(3)
+    # from a thousandth to a thousand billion: in floating point the small ones would be lost beside the large ones
+    kinds = np.array([1e12, 0.1, 1e-3, 3e11, 1 / 3, 7.77e8, *rng.lognormal(3, 4, 500)])
+    choice = rng.integers(0, len(kinds), n)
     times = np.arange(n, dtype=np.int64) * 1_000
-    block = Block(
-        "t",
-        0,
-        n,
-        np.arange(n),
-        times,
-        {"card_id": Ids(ints=np.zeros(n, np.int64))},
-        {"event_time": times, "amount": amounts},
-    )
-    matrix, _ = EntityWindows(features, allowed_lateness_ms=0).process(block)
-    np.testing.assert_array_equal(matrix[1:, 0], amounts[1:] + amounts[:-1])  # the sum of two, correctly rounded
+    before = [0, *accumulate(map([int(quantised(x) * 2**64) for x in kinds].__getitem__, choice.tolist()))]
+    state = EntityWindows(features.for_entity("card_id"), allowed_lateness_ms=0)
+    checked = 0
+    for start in range(0, n, size):
+        block = Block(
+            "t", 0, start + size, np.arange(start, start + size), times[start : start + size],
+            {"card_id": Ids(ints=np.zeros(size, np.int64))},
+            {"event_time": times[start : start + size], "amount": kinds[choice[start : start + size]]},
+        )  # fmt: skip
+        matrix, _ = state.process(block)
+        for i in (*range(0, size, 1_009), *range(size - 50, size)):
+            row = start + i
+            exact = [Fraction(before[row + 1] - before[max(0, row + 1 - w)], 2**64) for w in (90, 2)]
+            assert matrix[i].tolist() == [float(exact[0]), float(exact[0]) / min(row + 1, 90), float(exact[1])], row
+            checked += 1
+    assert checked == n // size * 100
 
 
 def test_idle_keys_are_dropped() -> None:

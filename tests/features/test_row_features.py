@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
@@ -75,6 +76,22 @@ def test_leap_days_and_month_ends() -> None:
     ends = [datetime(*day, 23, 59, 59, 999_000, tzinfo=UTC) for day in days]
     times = np.array([(end - EPOCH) // timedelta(milliseconds=1) for end in ends])
     np.testing.assert_array_equal(values(day_of_month(), {"event_time": times}), [day for _, _, day in days])
+
+
+@pytest.mark.parametrize("zone", ["Pacific/Auckland", "America/St_Johns"])
+def test_the_zone_of_the_machine_does_not_matter(monkeypatch: pytest.MonkeyPatch, zone: str) -> None:
+    # half past midnight of Saturday, in UTC; and the hour that summer time skips, or has twice, in Europe and America
+    moments = [(2020, 2, 29, 0, 30), (2021, 3, 14, 2, 30), (2021, 3, 28, 1, 30), (2021, 10, 31, 1, 30)]
+    times = np.array([(datetime(*moment, tzinfo=UTC) - EPOCH) // timedelta(milliseconds=1) for moment in moments])
+    with monkeypatch.context() as there:
+        there.setenv("TZ", zone)
+        time.tzset()
+        made = [
+            values(feature, {"event_time": times}).tolist()
+            for feature in (hour(), weekday(), day_of_month(), weekend(), night())
+        ]
+    time.tzset()
+    assert made == [[0, 2, 1, 1], [5, 6, 6, 6], [29, 14, 28, 31], [1, 1, 1, 1], [1, 1, 1, 1]]
 
 
 def test_log_and_bucket_keep_what_is_missing() -> None:

@@ -60,7 +60,7 @@ def judge(field: Field, v: Any, timestamp_ms: int) -> tuple[str, list[str], Any]
         if type(v) is not str:
             return "wrong_type", [], None
         if v not in (field.categories or ()):
-            return "out_of_range", [], None
+            return "unseen_category", [], None
         return "", [], (field.categories or ()).index(v)
     if type(v) is not int and not (field.kind == "number" and type(v) is float):
         return "wrong_type", [], None

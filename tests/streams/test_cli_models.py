@@ -157,6 +157,37 @@ def test_features_by_arrival_of_text_ids_and_invalid_lines(headrace: Headrace, t
     assert written["card_count_7d"].to_pylist() == [1, 1]
 
 
+def test_what_was_found_wrong_is_counted_by_topic_and_field(
+    headrace: Headrace, files: Files, models: Path, tmp_path: Path
+) -> None:
+    good = {"transaction_id": 1, "event_time": START, "card_id": "c", "terminal_id": "t", "amount": 2}
+    odd = [{**good, "amount": -1}, {**good, "amount": None, "card_id": ""}, {**good, "event_time": "now"}]
+    events, labels = tmp_path / "events.jsonl", tmp_path / "labels.jsonl"
+    events.write_bytes(b"\n".join([*lines([good, *odd]), b"{"]))
+    labels.write_bytes(
+        b"\n".join(lines([{"transaction_id": 1, "label_time": START, "is_fraud": flag} for flag in (1, 2)]))
+    )
+    words = ("--from", events, "--labels", labels)
+    found = {
+        "transactions": {
+            "": {"unreadable": 1},
+            "amount": {"missing": 1, "out_of_range": 1},
+            "card_id": {"out_of_range": 1},
+            "event_time": {"wrong_type": 1},
+        },
+        "transaction-labels": {"is_fraud": {"out_of_range": 1}, "terminal_id": {"missing": 2}},
+    }
+    figures = headrace("features", *words, "--to", tmp_path / "f.parquet", "--json").figures
+    assert figures["quality"] == found and figures["invalid_events"] == 4 and figures["invalid_labels"] == 1
+    scored = headrace("score", *words, "--models", models, "--to", tmp_path / "s.parquet", "--json").figures
+    assert scored["quality"] == found
+    said = headrace("features", *words, "--to", tmp_path / "f.parquet").out
+    assert "transactions: 1 unreadable; amount: 1 missing, 1 out of range; card_id: 1 out of range" in said
+    assert "transaction-labels: is_fraud: 1 out of range; terminal_id: 2 missing" in said
+    clean = headrace("features", "--from", files.events, "--to", tmp_path / "f.parquet", "--json").figures
+    assert clean["quality"] == {}
+
+
 def test_describe(headrace: Headrace) -> None:
     result = headrace("features", "--pipeline", "fraud", "--describe")
     header, *rows = result.out.split("\n\n")[0].splitlines()
@@ -166,6 +197,8 @@ def test_describe(headrace: Headrace) -> None:
     assert row.split()[:6] == ["terminal_risk_7d", "terminal_id", "risk", "7d", "7d", "share"]
     assert row.index("share") == header.index("unit") and row.index("B/key") > header.index("memory")
     assert "memory: of the state that the features of an entity share" in result.out
+    bound = "of whole tiles of 1d, so that either edge is off by less than one tile"
+    assert bound in headrace("features", "--describe", "--set", "tiled").out and bound not in result.out
     figures = headrace("features", "--describe", "--json").figures
     assert figures["schema_hash"] == DEFAULT.schema_hash and figures["name"] == "fraud-default"
     assert figures["features"] == DEFAULT.describe()

@@ -45,16 +45,18 @@ def test_an_action_is_its_place_among_the_actions(place: int, action: str) -> No
 
 
 @pytest.mark.parametrize(
-    ("action", "says"),
+    ("action", "finding", "says"),
     [
-        ("look", "action 'look': none of those that are known; send one of view, click, cart, purchase"),
-        (1, "action 1: a number, not a string; send one of view"),
-        (None, "action: missing or null; send one of view"),
+        ("look", "unseen_category", "action 'look': none of those that are known; send one of view, click, cart, purc"),
+        (1, "wrong_type", "action 1: a number, not a string; send one of view"),
+        (None, "missing", "action: missing or null; send one of view"),
     ],
 )
-def test_another_action_is_refused_with_the_remedy(action: Any, says: str) -> None:
-    block, [dead] = decoded(action=action)
+def test_another_action_is_refused_with_the_remedy_and_counted(action: Any, finding: str, says: str) -> None:
+    decoder = Decoder(INTERACTIONS)
+    block, [dead] = decoder.decode(batch_of([orjson.dumps({**GOOD, "action": action})], topic="interactions"))
     assert len(block) == 0 and dead.reason.startswith(says)
+    assert decoder.quality.to_dict()["action"] == {finding: 1}
 
 
 def test_what_may_be_absent() -> None:

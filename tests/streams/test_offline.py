@@ -20,14 +20,24 @@ from live_fraud import SETTINGS, Event, LiveFraud, lines
 
 from features.block import Block
 from features.fraud import DEFAULT
-from features.schema import SCHEMAS, TRANSACTION_LABELS, TRANSACTIONS
+from features.schema import INTERACTIONS, TRANSACTION_LABELS, TRANSACTIONS, EventSchema, Field
 from streams import offline
 from streams.codec import Dead, Decoder
 from streams.encode import ScoreEncoder
 from streams.errors import ConfigError
 from streams.files import read_values
 from streams.log import TP, RecordBatch
-from streams.offline import OfflineFeatures, block_of, feature_matrix, fraud_rows, read_events, read_labels
+from streams.offline import (
+    OfflineFeatures,
+    block_of,
+    feature_matrix,
+    fraud_rows,
+    read_events,
+    read_interactions,
+    read_labels,
+    read_rows,
+)
+from streams.quality import QualityCounters
 from streams.simulator import DAY_MS, World
 
 START = 1_700_000_000_000 - 1_700_000_000_000 % DAY_MS
@@ -198,12 +208,13 @@ def test_frauds_are_those_that_a_positive_label_names() -> None:
 # --- files ---
 
 
-def decoded(path: Path, topic: str) -> tuple[Block, list[Dead]]:
-    """What the live codec makes of the records that `headrace produce` sends."""
+def decoded(path: Path, schema: EventSchema) -> tuple[Block, list[Dead], QualityCounters]:
+    """What the live codec makes of the records that `headrace produce` sends, and what it counts."""
     values = [value for part in read_values(path) for value in part]
     n = len(values)
-    batch = RecordBatch(TP(topic, 0), list(range(n)), [-1] * n, [None] * n, list(values), lambda i: [], n)
-    return Decoder(SCHEMAS[topic]).decode(batch)
+    batch = RecordBatch(TP(schema.topic, 0), list(range(n)), [-1] * n, [None] * n, list(values), lambda i: [], n)
+    decoder = Decoder(schema)
+    return *decoder.decode(batch), decoder.quality
 
 
 def assert_same(block: Block, other: Block, *, extra: bool = True) -> None:
@@ -252,6 +263,7 @@ ODD_NUMBERS = st.sampled_from(
         pa.array([0.1, 2.5, 3.0], pa.float64()),
         pa.array(["1", "2", None]),
         pa.array([True, False, True]),
+        pa.array([Decimal("1.50"), Decimal("-2.25"), None]),
     ]
 )
 ODD_FLAGS = st.sampled_from(
@@ -275,10 +287,11 @@ def test_parquet_transactions_are_those_of_the_live_codec(columns: dict[str, pa.
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "events.parquet"
         pq.write_table(pa.table(columns), path)
-        expected, reasons = decoded(path, "transactions")
+        expected, reasons, counted = decoded(path, TRANSACTIONS)
         rejected: list[Dead] = []
-        assert_same(read_events(path, rejected, keep_extra=True), expected)
-        assert rejected == reasons
+        found = QualityCounters()
+        assert_same(read_events(path, rejected, keep_extra=True, quality=found), expected)
+        assert rejected == reasons and found.to_dict() == counted.to_dict()
         assert_same(read_events(path, []), expected, extra=False)
 
 
@@ -290,15 +303,83 @@ def test_parquet_labels_are_those_of_the_live_codec(columns: dict[str, pa.Array]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "labels.parquet"
         pq.write_table(pa.table(columns), path)
-        expected, reasons = decoded(path, "transaction-labels")
+        expected, reasons, counted = decoded(path, TRANSACTION_LABELS)
         rejected: list[Dead] = []
-        block = read_labels(path, rejected)
-        assert rejected == reasons
+        found = QualityCounters()
+        block = read_labels(path, rejected, quality=found)
+        assert rejected == reasons and found.to_dict() == counted.to_dict()
         # what an absent id is filled with depends on the column's kind and says nothing
         absent = ~block.columns["terminal_id_present"]
         for side in (block, expected):
             side.ids["terminal_id"] = side.ids["terminal_id"].take(~absent)
         assert_same(block, expected)
+
+
+VISITS = EventSchema(
+    topic="visits",
+    key="visitor_id",
+    time="time",
+    fields=(
+        Field("visitor_id", "id"),
+        Field("time", "time_ms"),
+        Field("country_id", "id", trim=True, categories=("NL", 5)),
+        Field("shop_id", "id", required=False, categories=("a", "5")),
+        Field("spent", "number", required=False, minimum=1.0, maximum=10.0, clip=True),
+        Field("age", "number", required=False, maximum=150.0),
+    ),
+)
+SPENT = st.sampled_from([pa.array([0.5, None, 11.0]), pa.array([2, 3, None]), pa.nulls(3), pa.array(["2", None, "3"])])
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(
+    columns=st.fixed_dictionaries(
+        {"visitor_id": ODD_IDS, "country_id": st.one_of(ODD_IDS, st.just(pa.array([" NL", "5", "BE "])))},
+        optional={"shop_id": ODD_IDS, "spent": SPENT, "age": st.one_of(SPENT, ODD_NUMBERS)},
+    )
+)
+def test_parquet_of_fields_that_are_mended_is_that_of_the_live_codec(columns: dict[str, pa.Array]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "visits.parquet"
+        pq.write_table(pa.table({**columns, "time": [START] * 3}), path)
+        expected, reasons, counted = decoded(path, VISITS)
+        rejected: list[Dead] = []
+        found = QualityCounters()
+        block = read_rows(path, VISITS, rejected, quality=found)
+        assert rejected == reasons and found.to_dict() == counted.to_dict()
+        absent = ~block.columns["shop_id_present"]
+        for side in (block, expected):
+            side.ids["shop_id"] = side.ids["shop_id"].take(~absent)
+        assert_same(block, expected)
+
+
+def test_quality_of_a_parquet_file_by_hand(tmp_path: Path) -> None:
+    columns = {
+        "visitor_id": pa.array([1, 2, 3, None]), "time": [START] * 4, "country_id": [" NL", "5", "BE", "NL"],
+        "shop_id": pa.array(["a", None, "b", "a"]), "spent": pa.array([0.5, None, 2.0, 3.0]),
+    }  # fmt: skip
+    pq.write_table(pa.table(columns), tmp_path / "visits.parquet")
+    found = QualityCounters()
+    block = read_rows(tmp_path / "visits.parquet", VISITS, [], quality=found)
+    assert found.to_dict() == {
+        "age": {"missing": 4},
+        "country_id": {"trimmed": 1, "unseen_category": 1},
+        "shop_id": {"missing": 1, "unseen_category": 1},
+        "spent": {"clipped": 1, "missing": 1},
+        "visitor_id": {"missing": 1},
+    }
+    assert block.ids["country_id"].to_list() == ["NL", "5", "BE"]
+    np.testing.assert_array_equal(block.columns["spent"], [1.0, np.nan, 2.0])
+    np.testing.assert_array_equal(block.columns["age"], [np.nan] * 3)
+
+
+def test_actions_that_are_numbers_are_no_codes(tmp_path: Path) -> None:
+    columns = {"event_id": [1, 2], "event_time": [START] * 2, "user_id": [1, 1], "item_id": [5, 6], "action": [0, 99]}
+    pq.write_table(pa.table(columns), tmp_path / "i.parquet")
+    expected, reasons, _ = decoded(tmp_path / "i.parquet", INTERACTIONS)
+    rejected: list[Dead] = []
+    assert len(read_interactions(tmp_path / "i.parquet", rejected)) == len(expected) == 0
+    assert rejected == reasons and "action 0: a number, not a string" in rejected[0].reason
 
 
 def test_jsonl_keeps_row_numbers_and_times_and_says_what_is_wrong(
@@ -315,6 +396,9 @@ def test_jsonl_keeps_row_numbers_and_times_and_says_what_is_wrong(
     rejected: list[Dead] = []
     read_events(path, rejected)
     assert [d.index for d in rejected] == [0, 2] and "amount -1: below the minimum 0" in rejected[1].reason
+    found = QualityCounters()
+    read_events(path, rejected, quality=found)
+    assert found.to_dict() == {"": {"unreadable": 1}, "amount": {"out_of_range": 1}}
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "parquet"])
@@ -342,10 +426,17 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 def test_values_that_json_has_no_form_for_are_rejected(tmp_path: Path) -> None:
     columns: dict[str, Any] = {"transaction_id": [1], "event_time": [START], "card_id": [1], "terminal_id": [1]}
-    pq.write_table(pa.table({**columns, "amount": [Decimal("1.50")]}), tmp_path / "events.parquet")
+    pq.write_table(pa.table({**columns, "amount": pa.array([15], pa.duration("s"))}), tmp_path / "events.parquet")
     rejected: list[Dead] = []
     assert len(read_events(tmp_path / "events.parquet", rejected)) == 0
-    assert "amount '1.50': a string, not a number" in rejected[0].reason
+    assert "amount '0:00:15': a string, not a number" in rejected[0].reason
+
+
+def test_decimals_are_the_numbers_that_produce_sends(tmp_path: Path) -> None:
+    columns: dict[str, Any] = {"transaction_id": [1], "event_time": [START], "card_id": [1], "terminal_id": [1]}
+    pq.write_table(pa.table({**columns, "amount": [Decimal("1.50")]}), tmp_path / "events.parquet")
+    rejected: list[Dead] = []
+    assert read_events(tmp_path / "events.parquet", rejected).columns["amount"].tolist() == [1.5] and not rejected
 
 
 def test_every_row_of_the_real_data_equals_the_expected_answer(data_dir: Path) -> None:

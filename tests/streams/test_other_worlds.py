@@ -13,9 +13,10 @@ import pytest
 
 from features.declare import Feature
 from features.fraud import DEFAULT
+from features.plan import BoundError
 from features.schema import TRANSACTION_LABELS, TRANSACTIONS
 from streams.offline import block_of, feature_matrix
-from streams.pipelines.fraud_stages import StageSettings
+from streams.pipelines.fraud_stages import CardStage, StageSettings, TerminalStage
 
 DAY = 86_400_000
 START = 1_582_934_400_000  # 2020-02-29, a Saturday
@@ -118,3 +119,31 @@ def test_every_feature_is_what_is_written(grid_ms: int, name: Any) -> None:
         rtol, atol = (1e-14, 2.0**-64) if "mean" in feature.name else (0.0, 0.0)
         np.testing.assert_allclose(made.matrix[:, j], answer[:, j], rtol=rtol, atol=atol, err_msg=feature.name)
     assert answer[:, -1].max() > 0
+
+
+def test_a_refusal_names_keys_that_are_texts_as_they_were_sent() -> None:
+    settings = StageSettings(DEFAULT, state_bytes_max=200_000)
+    n = 5_000
+    rows = [
+        {
+            "transaction_id": f"t-{i}",
+            "event_time": START,
+            "card_id": f"card {i}",
+            "terminal_id": f"shop {i}",
+            "amount": 1,
+        }
+        for i in range(n)
+    ]
+    block = block_of(TRANSACTIONS, {name: [row[name] for row in rows] for name in TRANSACTIONS.names})
+    with pytest.raises(BoundError) as caught:
+        CardStage(settings).process(block)
+    assert f"row {caught.value.row} of the block, of card_id 'card {caught.value.row}', needs" in str(caught.value)
+    with pytest.raises(BoundError) as caught:
+        TerminalStage(settings).windows(block, None, None)
+    assert f"row {caught.value.row} of the block, of terminal_id 'shop {caught.value.row}', needs" in str(caught.value)
+    early = [{"transaction_id": row["transaction_id"], "label_time": START, "is_fraud": 1} for row in rows]
+    labels = block_of(TRANSACTION_LABELS, {name: [row[name] for row in early] for name in early[0]})
+    with pytest.raises(BoundError) as caught:
+        TerminalStage(settings).windows(block, labels, np.arange(2 * n) < n)
+    at = caught.value.label
+    assert caught.value.row == 0 and f"label {at} of the block, of transaction 't-{at}', needs" in str(caught.value)
