@@ -14,7 +14,8 @@ from benchmarks.workload import Workload, expected, simulated, train
 from models.registry import Registry
 from streams.cli import bench
 
-PARTS = ["consume", "decode", "features", "shuffle", "score", "explain", "encode", "produce", "librdkafka", "other"]
+PARTS = ["consume", "decode", "features", "shuffle", "score", "explain", "encode", "monitor", "produce"]
+PARTS += ["librdkafka", "other"]
 
 
 @pytest.fixture(scope="module")
