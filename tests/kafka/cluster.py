@@ -11,6 +11,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -117,14 +118,22 @@ class Worker:
         return self
 
     def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
+        if failure is not None:
+            self._tell()
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
-        if failure is not None:
-            print(f"{self._errors} ends with:\n{self.log[-8000:]}")
         self._reader.join(10)
         assert self.process.stdout is not None
         self.process.stdout.close()
+
+    def _tell(self) -> None:
+        """What a failed test has to say of it; one that can still leave writes its figures."""
+        self.process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(10)
+            self._reader.join(10)
+        print(f"{self._errors} ends with:\n{self.log[-8000:]}\nits last lines: {self._lines[-2:]}")
 
 
 def until(condition: Callable[[], bool], what: str, timeout_s: float = 60) -> None:
@@ -278,6 +287,7 @@ class Tail:
         #: records whose source came before, and how many of these were other bytes
         self.repeated = self.contradicting = 0
         self._seen: set[tuple[int, int]] = set()
+        self._log, self._topic = log, topic
         self._consumer = log.consumer(f"tail-{uuid.uuid4().hex}")
         self._consumer.subscribe([topic], FromStart(self._consumer))
 
@@ -299,10 +309,18 @@ class Tail:
         """Until there are so many sources, and nothing more comes at once."""
         deadline = time.monotonic() + timeout_s
         while len(self.by_source) < distinct:
-            assert time.monotonic() < deadline, f"{len(self.by_source)} of {distinct} came"
+            assert time.monotonic() < deadline, f"{len(self.by_source)} of {distinct} came; {self._whereabouts()}"
             self.poll()
         for _ in range(3):
             self.poll()
+
+    def _whereabouts(self) -> str:
+        """Whether more is there that this reader does not get."""
+        mine = sorted(self._consumer.assignment())
+        at = [f"{tp.topic}/{tp.partition} at {self._consumer.position(tp)}" for tp in mine]
+        partitions = self._log.admin().topics([self._topic])[self._topic].partitions
+        ends = [self._consumer.offset_range(TP(self._topic, p))[1] for p in range(partitions)]
+        return f"the reader's partitions: {', '.join(at) or 'none'}; the topic ends at {ends}"
 
     def features(self) -> dict[int, list[float]]:
         values = [orjson.loads(out.value or b"") for out in self.by_source.values()]
