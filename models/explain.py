@@ -181,17 +181,18 @@ def _tables(model: ModelText, columns: list[list[int]]) -> _Tables:
         base += float(np.sum(tree.leaf_count / tree.node_count[0] * tree.leaf_value))
         paths = _paths(tree)
         t, w = _quadrature(paths.features_max)
-        doubles = [_factors(tree, paths, j, t, w) for j in range(len(paths.node))]
-        starts = at_table + np.cumsum([0, *(len(d) for d in doubles[:-1])])
+        doubles = _factors(tree, paths, t, w)
+        widths = len(t) * np.where(paths.before != 0, REPEAT_WIDTH, FIRST_WIDTH)
+        starts = at_table + np.cumsum(widths) - widths
         column = np.array(of_nodes, np.int64)[paths.node]
         nodes.append(np.stack([column, tree.feature[paths.node], paths.slot, paths.before, starts], axis=1))
         categorical = (tree.decision[paths.node] & CATEGORICAL) != 0
         thresholds.append(np.where(categorical, 0.0, tree.threshold[paths.node]))
-        table += doubles
+        table.append(doubles)
         weights.append(-w / (1.0 - t))
         trees.append((at_node, at_node + len(paths.node), len(t), at_weight))
         at_node, at_weight = at_node + len(paths.node), at_weight + len(t)
-        at_table = int(starts[-1]) + len(doubles[-1])
+        at_table += len(doubles)
         if at_table > _TABLE_MAX:
             raise UnsupportedModelError(
                 f"model: its tables would take more than {_TABLE_MAX * 8 >> 20} MB; use lightgbm"
@@ -212,6 +213,7 @@ class _Paths:
     """A tree's inner nodes from the root downwards, (k,) each: the node's number, its slot, the slot of the last edge
     above of the same feature (0: none), and the share of the training rows z of that feature down to there (1: none).
 
+    ``to`` (k, 2): the share of a node's training rows that went to its left and its right child.
     ``features_max``: different features on the path to a leaf, at most.
     """
 
@@ -219,12 +221,17 @@ class _Paths:
     slot: IntArray
     before: IntArray
     share: FloatArray
+    to: FloatArray
     features_max: int
 
 
 def _paths(tree: Tree) -> _Paths:
     """Without recursion, since a tree may be a chain of thousands of nodes."""
-    left, right, feature = tree.left.tolist(), tree.right.tolist(), tree.feature.tolist()
+    feature = tree.feature.tolist()
+    children = np.stack([tree.left, tree.right], axis=1)
+    counts = np.where(children >= 0, tree.node_count[np.maximum(children, 0)], tree.leaf_count[-1 - children])
+    shares = counts / tree.node_count[:, None]
+    both, to = children.tolist(), shares.tolist()
     node: list[int] = []
     slot: list[int] = []
     before: list[int] = []
@@ -240,18 +247,13 @@ def _paths(tree: Tree) -> _Paths:
         slot.append(at)
         before.append(edge)
         share.append(z)
-        for child, to in ((left[i], below), (right[i], below + 1)):
-            deeper = path | {feature[i]: (to, z * _share(tree, i, child))}
+        for side in (0, 1):
+            deeper = path | {feature[i]: (below + side, z * to[i][side])}
             features_max = max(features_max, len(deeper))
-            if child >= 0:
-                stack.append((child, to, deeper))
-    return _Paths(np.array(node), np.array(slot), np.array(before), np.array(share, dtype=np.float64), features_max)
-
-
-def _share(tree: Tree, node: int, child: int) -> float:
-    """The part of a node's training rows that went to its child."""
-    count = tree.node_count[child] if child >= 0 else tree.leaf_count[-1 - child]
-    return float(count) / float(tree.node_count[node])
+            if both[i][side] >= 0:
+                stack.append((both[i][side], below + side, deeper))
+    z_of = np.array(share, dtype=np.float64)
+    return _Paths(np.array(node), np.array(slot), np.array(before), z_of, shares[node], features_max)
 
 
 def _quadrature(features: int) -> tuple[FloatArray, FloatArray]:
@@ -260,22 +262,22 @@ def _quadrature(features: int) -> tuple[FloatArray, FloatArray]:
     return (t + 1.0) / 2.0, w / 2.0
 
 
-def _factors(tree: Tree, paths: _Paths, j: int, t: FloatArray, w: FloatArray) -> FloatArray:
-    """The doubles of a node, point by point, in the order in which `explain_kernels` reads them; where a child is a
-    leaf its value is in the factors that lead to it."""
-    node, z = int(paths.node[j]), float(paths.share[j])
-    repeated = paths.before[j] != 0
+def _factors(tree: Tree, paths: _Paths, t: FloatArray, w: FloatArray) -> FloatArray:
+    """The doubles of all nodes, node by node and point by point, in the order in which `explain_kernels` reads them;
+    where a child is a leaf its value is in the factors that lead to it."""
+    repeated = paths.before != 0
+    z = paths.share[:, None]
     above = t + (1.0 - t) * z
-    out = np.empty((len(t), REPEAT_WIDTH if repeated else FIRST_WIDTH), np.float64)
-    for side, child in enumerate((int(tree.left[node]), int(tree.right[node]))):
-        share = _share(tree, node, child)
-        value = float(tree.leaf_value[-1 - child]) if child < 0 else 1.0
+    out = np.zeros((len(repeated), len(t), REPEAT_WIDTH), np.float64)
+    for side, children in enumerate((tree.left[paths.node], tree.right[paths.node])):
+        share = paths.to[:, side, None]
+        value = np.where(children < 0, tree.leaf_value[-1 - children], 1.0)[:, None]
         below = t + (1.0 - t) * (z * share)
-        out[:, 2 * side] = value * (below / above)
-        out[:, 2 * side + 1] = value * ((1.0 - t) * (z * share) / above)
-        out[:, 4 + side] = w / ((1.0 - t) * below)
-        if repeated:
-            out[:, 7 + side] = value * share
-    if repeated:
-        out[:, 6] = -w / ((1.0 - t) * above)
-    return out.ravel()
+        out[:, :, 2 * side] = value * (below / above)
+        out[:, :, 2 * side + 1] = value * ((1.0 - t) * (z * share) / above)
+        out[:, :, 4 + side] = w / ((1.0 - t) * below)
+        out[:, :, 7 + side] = value * share
+    out[:, :, 6] = -w / ((1.0 - t) * above)
+    # a feature's first edge on its path has fewer
+    read: FloatArray = out[repeated[:, None, None] | np.tile(np.arange(REPEAT_WIDTH) < FIRST_WIDTH, (len(t), 1))]
+    return read

@@ -41,6 +41,9 @@ logger = logging.getLogger("headrace.worker")
 _LEAVE_S = 8.5
 #: which each of its clients has in any case
 _LEAVE_MIN_S = 0.5
+#: how often a batch that may not begin asks again: below a millisecond uvloop does not sleep at all, and the thread
+#: that brings the decision hardly gets a turn
+_LOOK_AGAIN_S = 0.001
 
 
 def ensure_topics(log: Log, topics: Sequence[TopicInfo]) -> dict[str, TopicInfo]:
@@ -331,11 +334,11 @@ class Worker:
         assert self._reader is not None
         while True:
             while any(batch.tp in self._inside for batch in run):
-                await asyncio.sleep(0.001)
+                await asyncio.sleep(_LOOK_AGAIN_S)
             batches = self._reader.assignment.begin(run)
             if batches is not None:
                 return batches
-            await asyncio.sleep(0.0005)
+            await asyncio.sleep(_LOOK_AGAIN_S)
 
     def _task(self, tp: TP, epoch: int) -> Task:
         """The task of this assignment of the partition, which `recover` made."""

@@ -6,7 +6,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -115,6 +115,25 @@ def test_a_record_behind_a_slow_one_is_never_committed_first(log: Log, new_id: C
     read_all(log, output, distinct(4))
     assert worker.stop() == 0
     assert committed(log, group, source)[0] == 4
+
+
+def test_a_batch_that_may_not_begin_yet_does_not_keep_the_loop_busy(log: Log) -> None:
+    """The thread that brings the decision needs the interpreter lock."""
+    source, output, group = names()
+    worker = Running(log, CountingPipeline(source, output), group, on_uvloop=True)
+    assert worker.ready.wait(30)
+    asked_at: list[float] = []
+
+    def admits(batches: Sequence[RecordBatch]) -> bool:
+        asked_at.append(time.monotonic())
+        return asked_at[-1] - asked_at[0] > 0.2
+
+    worker.reader.assignment.admits = admits
+    send(log, source, [b"a"])
+    got = read_all(log, output, distinct(1))
+    assert worker.stop() == 0
+    assert len(values_of(got)) == 1
+    assert 2 <= len(asked_at) <= 1000 * (asked_at[-1] - asked_at[0]) + 50, "about once a millisecond at most"
 
 
 def test_flow_stops_and_resumes_without_loss(log: Log, new_id: Callable[[], str | None]) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
+import uvloop
 
 from streams.checkpoint_store import CheckpointStore
 from streams.checkpoints import CheckpointSettings, StateOf
@@ -107,8 +108,10 @@ class Running:
         checkpoints: CheckpointStore | None = None,
         checkpoint_settings: CheckpointSettings | None = None,
         replays_apart: bool = False,
+        on_uvloop: bool = False,
     ) -> None:
         self.pipeline = pipeline
+        self._on_uvloop = on_uvloop
         self._replays_apart = replays_apart
         self._checkpoints, self._checkpoint_settings = checkpoints, checkpoint_settings
         self._transactional_id = transactional_id
@@ -136,7 +139,7 @@ class Running:
             self._worker.replays_apart = self._replays_apart
             return await self._worker.run()
 
-        self.code = asyncio.run(main())
+        self.code = uvloop.run(main()) if self._on_uvloop else asyncio.run(main())
 
     def on_loop(self, callback: Callable[[], object]) -> None:
         """Has the event loop call it, when it comes to that."""
