@@ -1,9 +1,9 @@
 """What a model swap costs those that are scored meanwhile: ``headrace bench swap``.
 
 One worker, a real broker, transactions at a steady rate, as in `benchmarks.latency`. Every few seconds another package
-of the same 300 trees becomes champion: the worker finds that out, loads, verifies and warms it and swaps. Rows sent in
-the two seconds after a change are *during*, the others *between*: one run, so the machine's mood is in both. No row may
-be missing, and each must have come once.
+of the same 300 trees, which the worker has not seen before, becomes champion: it finds that out, loads, verifies and
+warms it and swaps. Rows sent in the two seconds after a change are *during*, the others *between*: one run, so the
+machine's mood is in both. No row may be missing, and each must have come once.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ def run(rate: int = 1_000, seconds: float = 40.0, notify: Callable[[str], None] 
     workload = simulated(n)
     with tempfile.TemporaryDirectory(prefix="headrace-bench-") as name, Broker.start(long_run=True) as broker:
         text, registry = train(Path(name)), Registry(Path(name) / "models")
-        registry.add(package_from_text(text, MODEL, created_at="2024-01-01T00:00:00Z", features=DEFAULT.names))
+        draft = package_from_text(text, MODEL, created_at="2024-01-01T00:00:00Z", features=DEFAULT.names)
+        for _ in range(int(seconds / _EVERY_S) + 1):
+            registry.add(draft)
         log = connect(f"headrace://{broker.bootstrap}")
         log.admin().create_topics(all_topics(4))
         command = headrace("run", "--pipeline", "fraud", "--bootstrap", broker.bootstrap, "--models", f"{name}/models")
@@ -80,9 +82,9 @@ def run(rate: int = 1_000, seconds: float = 40.0, notify: Callable[[str], None] 
 
 
 def _swap(registry: Registry, changes: list[float], done: threading.Event) -> None:
-    """Notes when it has made the other package champion."""
+    """Makes the next package champion, one the worker has never seen, and notes when."""
     while not done.wait(_EVERY_S if changes else _WARM_S + _EVERY_S):
-        registry.set_alias("champion", f"{MODEL}@{2 - len(changes) % 2}")
+        registry.set_alias("champion", f"{MODEL}@{len(changes) + 2}")
         changes.append(time.perf_counter())
 
 
