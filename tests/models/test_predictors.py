@@ -42,7 +42,9 @@ PREDICTORS: dict[str, Callable[[str], Predictor]] = {
     "compiled": CompiledPredictor,
     "compiled_walk": Walking,
     "auto": lambda text: choose(text).predictor,
-    "auto_mixed": lambda text: AutoPredictor((CompiledPredictor(text), LightGBMPredictor(text)) * 2),
+    "auto_mixed": lambda text: AutoPredictor(
+        tuple((CompiledPredictor, LightGBMPredictor)[i % 2](text) for i in range(len(BATCH_SIZES)))
+    ),
     "gpu": lambda text: GpuPredictor(text, device="cpu"),
     "column_select": lambda text: ColumnSelect(CompiledPredictor(text), np.arange(N_FEATURES), N_FEATURES),
 }
