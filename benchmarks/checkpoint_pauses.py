@@ -49,16 +49,18 @@ class _Task:
 
     def __init__(self, cards: int, bytes_max: int) -> None:
         warm(DEFAULT)
-        self.stage = CardStage(StageSettings(DEFAULT, state_bytes_max=bytes_max))
+        self._settings = StageSettings(DEFAULT, state_bytes_max=bytes_max)
+        self.stage = CardStage(self._settings)
         self.next_offset = 0
         self._cards = cards
         self._rng = np.random.default_rng(7)
 
     def state(self) -> Mapping[str, npt.NDArray[Any]]:
-        return self.stage.to_arrays()
+        return {**self.stage.to_arrays(), "next_offset": np.array([self.next_offset])}
 
     def restore(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-        raise NotImplementedError("nothing is recovered here")
+        self.stage = CardStage.from_arrays(self._settings, arrays)
+        self.next_offset = int(arrays["next_offset"][0])
 
     def block(self, rows: int) -> Block:
         """The next so many events, of new transactions."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +50,7 @@ def run(rate: int = 1_000, seconds: float = 40.0, notify: Callable[[str], None] 
     with tempfile.TemporaryDirectory(prefix="headrace-bench-") as name, Broker.start(long_run=True) as broker:
         text, registry = train(Path(name)), Registry(Path(name) / "models")
         draft = package_from_text(text, MODEL, created_at="2024-01-01T00:00:00Z", features=DEFAULT.names)
-        for _ in range(int(seconds / _EVERY_S) + 1):
-            registry.add(draft)
+        labels = [registry.add(draft).label for _ in range(int(seconds / _EVERY_S))]
         log = connect(f"headrace://{broker.bootstrap}")
         log.admin().create_topics(all_topics(4))
         command = headrace("run", "--pipeline", "fraud", "--bootstrap", broker.bootstrap, "--models", f"{name}/models")
@@ -64,7 +63,7 @@ def run(rate: int = 1_000, seconds: float = 40.0, notify: Callable[[str], None] 
                 raise BenchError("the consumer of the scores got no partitions within 30 s")
             changes: list[float] = []
             done = threading.Event()
-            swapping = threading.Thread(target=_swap, args=(registry, changes, done), daemon=True)
+            swapping = threading.Thread(target=_swap, args=(registry, labels, changes, done), daemon=True)
             swapping.start()
             planned = paced(log, workload, 0, n, rate)
             done.set()
@@ -81,10 +80,12 @@ def run(rate: int = 1_000, seconds: float = 40.0, notify: Callable[[str], None] 
     return {**figures, "rate": rate, "rows": n, **about}
 
 
-def _swap(registry: Registry, changes: list[float], done: threading.Event) -> None:
-    """Makes the next package champion, one the worker has never seen, and notes when."""
-    while not done.wait(_EVERY_S if changes else _WARM_S + _EVERY_S):
-        registry.set_alias("champion", f"{MODEL}@{len(changes) + 2}")
+def _swap(registry: Registry, labels: Sequence[str], changes: list[float], done: threading.Event) -> None:
+    """Makes one package after another champion, and notes when."""
+    for label in labels:
+        if done.wait(_EVERY_S if changes else _WARM_S + _EVERY_S):
+            return
+        registry.set_alias("champion", label)
         changes.append(time.perf_counter())
 
 
