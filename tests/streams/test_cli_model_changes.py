@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from swaps import add_model, model_events
 
+from models.auto import BATCH_SIZES
 from models.registry import Registry
 from streams.cli.main import main
 from streams.log import connect
@@ -93,4 +94,4 @@ def test_show_says_what_auto_chose(capsys: pytest.CaptureFixture[str], models: P
     shown = json.loads(run(capsys, "models", "show", "champion", "--models", models, "--json")[1])
     assert shown["predictor"] in ("compiled", "lightgbm", "auto(compiled|lightgbm)", "auto(lightgbm|compiled)")
     assert "against lightgbm, by rows:" in shown["predictor_reason"]
-    assert {len(us) for us in shown["predictor_us_per_row"].values()} == {4}
+    assert {len(us) for us in shown["predictor_us_per_row"].values()} == {len(BATCH_SIZES)}
